@@ -1,0 +1,90 @@
+// Files as the rest of the code sees them: a read-only mapping, and positioned reads and writes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace llmctl {
+
+/// An open descriptor. Owns it; the positioned calls are safe from several threads.
+class File {
+ public:
+  /// Throws kInvalidInput when the path does not exist or is not a regular file, kEnvironment
+  /// when it cannot be opened.
+  static File open_read(const std::filesystem::path& path);
+  /// Creates (O_EXCL) a new file for writing; kEnvironment when it exists or cannot be made.
+  static File create(const std::filesystem::path& path);
+
+  File(File&& other) noexcept;
+  File& operator=(File&& other) noexcept;
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+  ~File();
+
+  uint64_t size_bytes() const;
+  const std::filesystem::path& path() const { return path_; }
+  int descriptor() const { return descriptor_; }
+
+  /// Fills `out` from `offset`; an early end of file or an I/O error throws kEnvironment.
+  void read_at(std::span<std::byte> out, uint64_t offset) const;
+  void write_at(std::span<const std::byte> data, uint64_t offset);
+  /// Reserves the final size, so that a full disk shows before the first byte is written.
+  void allocate(uint64_t size_bytes);
+  /// fsync.
+  void sync();
+
+ private:
+  File(int descriptor, std::filesystem::path path);
+
+  int descriptor_ = -1;
+  std::filesystem::path path_;
+};
+
+/// A whole file mapped read-only. Immutable after open; safe to share. Views into `bytes()` live
+/// no longer than the mapping.
+class MappedFile {
+ public:
+  explicit MappedFile(const std::filesystem::path& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+  std::filesystem::path path_;
+};
+
+/// The whole of a small text file. Refuses (kInvalidInput) one longer than `max_bytes`.
+std::string read_text_file(const std::filesystem::path& path, uint64_t max_bytes);
+
+/// A directory that appears complete or not at all. Files go into a hidden sibling of `target`;
+/// `commit` syncs and renames it into place. Not thread-safe; the files inside are the callers'.
+class AtomicDirectory {
+ public:
+  /// Requires: the parent of `target` exists. With `overwrite` an existing target is replaced at
+  /// commit; without, an existing target throws kUsage at once and nothing is written.
+  AtomicDirectory(std::filesystem::path target, bool overwrite);
+  /// Removes the temporary directory unless committed. Never throws.
+  ~AtomicDirectory();
+  AtomicDirectory(const AtomicDirectory&) = delete;
+  AtomicDirectory& operator=(const AtomicDirectory&) = delete;
+
+  const std::filesystem::path& working_path() const { return working_; }
+  /// fsyncs the directory, renames it to the target (exchanging with, then removing, an old one),
+  /// fsyncs the parent. Throws kEnvironment; on failure the old target stands untouched.
+  void commit();
+
+ private:
+  std::filesystem::path target_, working_;
+  bool overwrite_, committed_ = false;
+};
+
+}  // namespace llmctl

@@ -1,0 +1,61 @@
+// Opens any readable checkpoint as a model, and loads one rank's weights through a plan.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "formats/checkpoint.h"
+#include "formats/core/thread_pool.h"
+#include "reshard/model_config.h"
+#include "reshard/rule.h"
+
+namespace llmctl::reshard {
+
+class Model;  // reshard/model.h: a checkpoint whose tensors have been given their meaning
+
+/// What one rank holds: `tp_rank` of `tensor_parallel_size`, layers [first_layer, end_layer).
+struct RankSlice {
+  int tensor_parallel_size = 1;
+  int tp_rank = 0;
+  int64_t first_layer = 0;
+  int64_t end_layer = 0;
+};
+
+/// Tensors in memory, 64-byte aligned, row-major. Owns them; immutable after load; safe to share.
+class RankWeights {
+ public:
+  struct Tensor {
+    DType dtype = DType::F32;
+    std::vector<int64_t> shape;
+    const void* data = nullptr;
+  };
+
+  /// By the rule's name with {l} replaced; null when the model has no such tensor.
+  const Tensor* find(const std::string& name) const;
+  /// Throws kInternal when absent.
+  const Tensor& get(const std::string& name) const;
+  uint64_t total_bytes() const { return total_bytes_; }
+
+ private:
+  friend RankWeights load_rank(const Model&, std::span<const TensorRule>, const RankSlice&,
+                               std::optional<DType>, ThreadPool&);
+  struct Block;
+  std::map<std::string, Tensor> tensors_;
+  std::vector<std::shared_ptr<Block>> blocks_;
+  uint64_t total_bytes_ = 0;
+};
+
+/// Loads every row of `rules` that the model has, as it stands for the rank. Matrices (two or more
+/// stored axes) are cast to `matrix_dtype`, or keep the checkpoint's dtype when nothing; vectors
+/// become F32. Throws what planning and reading throw.
+RankWeights load_rank(const Model& model, std::span<const TensorRule> rules,
+                      const RankSlice& slice, std::optional<DType> matrix_dtype,
+                      ThreadPool& pool);
+
+}  // namespace llmctl::reshard
