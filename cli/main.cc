@@ -1,1 +1,13 @@
-int main() { return 0; }
+#include <exception>
+
+#include "cli/commands.h"
+#include "cli/process.h"
+
+int main(int argc, char** argv) {
+  llmctl::cli::prepare_process();
+  try {
+    return llmctl::cli::exit_status(llmctl::cli::run_command_line(argc, argv));
+  } catch (...) {
+    return llmctl::cli::exit_status(llmctl::cli::report(std::current_exception()));
+  }
+}

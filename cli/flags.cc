@@ -1,0 +1,130 @@
+#include "cli/flags.h"
+
+#include <charconv>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "cli/size.h"
+#include "cli/suggest.h"
+#include "formats/core/error.h"
+
+namespace llmctl::cli {
+namespace {
+
+/// "--tp" of "--tp,--tensor-parallel-size"; the name that messages use.
+std::string first_name(const std::string& names) { return names.substr(0, names.find(',')); }
+
+std::string where(const std::string& flag, const std::string& value) {
+  return flag + " " + (value.empty() ? "''" : value);
+}
+
+template <typename T>
+bool parse_whole(const std::string& text, T& value) {
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  return error == std::errc() && stop == end;
+}
+
+/// A validator sees the raw text before CLI11 converts it, and throws our own error.
+template <typename Check>
+CLI::Option* check_with(CLI::Option* option, Check check) {
+  return option->check(CLI::Validator(
+      [check](std::string& value) {
+        check(value);
+        return std::string();
+      },
+      ""));
+}
+
+std::string range_text(const std::string& kind, const std::string& low, const std::string& high) {
+  return "not a " + kind + (high.empty() ? " of at least " + low : " from " + low + " to " + high);
+}
+
+/// "0.5", not "0.500000".
+std::string number_text(double value) {
+  char buffer[32];
+  const auto [end, error] = std::to_chars(buffer, buffer + sizeof buffer, value);
+  return error == std::errc() ? std::string(buffer, end) : std::to_string(value);
+}
+
+}  // namespace
+
+CLI::Option* add_path(CLI::App& verb, const std::string& name, std::string& target,
+                      const std::string& description) {
+  CLI::Option* option = verb.add_option(name, target, description)->type_name("PATH");
+  if (name.front() != '-') option->required()->type_name("");
+  const std::string flag = first_name(name);
+  return check_with(option, [flag](const std::string& value) {
+    if (value.empty()) throw_usage(flag, "the path is empty", "give a file or a directory");
+  });
+}
+
+CLI::Option* add_integer(CLI::App& verb, const std::string& names, int64_t& target, int64_t min,
+                         int64_t max, const std::string& metavar, const std::string& description) {
+  const std::string flag = first_name(names);
+  const bool bounded = max != std::numeric_limits<int64_t>::max();
+  CLI::Option* option = verb.add_option(names, target, description)->type_name(metavar);
+  return check_with(option, [=](const std::string& value) {
+    int64_t number = 0;
+    if (!parse_whole(value, number) || number < min || number > max) {
+      throw_usage(where(flag, value), range_text("whole number", std::to_string(min),
+                                                 bounded ? std::to_string(max) : ""));
+    }
+  });
+}
+
+CLI::Option* add_real(CLI::App& verb, const std::string& names, double& target, double min,
+                      double max, const std::string& metavar, const std::string& description) {
+  const std::string flag = first_name(names);
+  CLI::Option* option = verb.add_option(names, target, description)->type_name(metavar);
+  return check_with(option, [=](const std::string& value) {
+    double number = 0;
+    if (!parse_whole(value, number) || !std::isfinite(number) ||
+        !(number >= min && number <= max)) {
+      const bool bounded = max != std::numeric_limits<double>::infinity();
+      throw_usage(where(flag, value),
+                  range_text("number", number_text(min), bounded ? number_text(max) : ""));
+    }
+  });
+}
+
+CLI::Option* add_choice(CLI::App& verb, const std::string& names, std::string& target,
+                        std::span<const std::string_view> choices, const std::string& description) {
+  const std::string flag = first_name(names);
+  const std::vector<std::string> known(choices.begin(), choices.end());
+  std::string list;
+  for (const std::string& choice : known) list += (list.empty() ? "" : ",") + choice;
+  CLI::Option* option = verb.add_option(names, target, description)->type_name("{" + list + "}");
+  return check_with(option, [flag, known, list](const std::string& value) {
+    for (const std::string& choice : known) {
+      if (value == choice) return;
+    }
+    throw_usage(where(flag, value), "not one of " + list,
+                closest_name(value, known) ? did_you_mean(value, known, "") : "");
+  });
+}
+
+CLI::Option* add_size(CLI::App& verb, const std::string& names, uint64_t& target,
+                      const std::string& description) {
+  const std::string flag = first_name(names);
+  CLI::Option* option = verb.add_option_function<std::string>(
+      names,
+      [&target, flag](const std::string& value) {
+        const std::optional<uint64_t> bytes = parse_size(value);
+        if (!bytes || *bytes == 0) {
+          throw_usage(where(flag, value), "not a size", "write it like 500MB, 5GB or 4GiB");
+        }
+        target = *bytes;
+      },
+      description);
+  return option->type_name("SIZE");
+}
+
+void set_examples(CLI::App& verb, std::span<const std::string_view> examples) {
+  std::string text = "Examples:";
+  for (const std::string_view example : examples) text += "\n  llmctl " + std::string(example);
+  verb.footer(text);
+}
+
+}  // namespace llmctl::cli

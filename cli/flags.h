@@ -1,0 +1,39 @@
+// The kinds of flag that verbs declare, so that each kind is checked, worded and completed alike.
+//
+// Every helper puts what completion needs into the option's type name: "{a,b,c}" for a choice,
+// "PATH" for something on disk.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace llmctl::cli {
+
+/// A path, as a required positional ("SRC") or a flag ("--out"). An empty one throws kUsage.
+CLI::Option* add_path(CLI::App& verb, const std::string& name, std::string& target,
+                      const std::string& description);
+
+/// A whole number in [min, max]; `metavar` names it in help ("N", "T"). Anything else throws
+/// kUsage.
+CLI::Option* add_integer(CLI::App& verb, const std::string& names, int64_t& target, int64_t min,
+                         int64_t max, const std::string& metavar, const std::string& description);
+
+/// A finite real number in [min, max].
+CLI::Option* add_real(CLI::App& verb, const std::string& names, double& target, double min,
+                      double max, const std::string& metavar, const std::string& description);
+
+/// One of `choices`; throws kUsage with "did you mean" otherwise.
+CLI::Option* add_choice(CLI::App& verb, const std::string& names, std::string& target,
+                        std::span<const std::string_view> choices, const std::string& description);
+
+/// A positive size in bytes: "500MB", "5GB" (decimal), "4GiB" (binary), "1048576".
+CLI::Option* add_size(CLI::App& verb, const std::string& names, uint64_t& target,
+                      const std::string& description);
+
+/// The last column of help for a verb; one example a line, without the leading "llmctl".
+void set_examples(CLI::App& verb, std::span<const std::string_view> examples);
+
+}  // namespace llmctl::cli
