@@ -1,0 +1,51 @@
+// The keys and values that one rank keeps of its layers, in pages that sequences own by number.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/ops.h"
+
+namespace llmctl::runtime {
+
+/// Pages of [K|V][num_kv_heads][page_size][head_dim] F32 for each of `num_layers` layers; page
+/// number p means the same tokens on every layer and, as all ranks take pages in the same order,
+/// on every rank. Owns its memory. Not thread-safe.
+class KvCache {
+ public:
+  /// Requires: all sizes at least 1 (`num_layers` may be 0).
+  KvCache(int64_t num_layers, int64_t num_kv_heads, int64_t head_dim, int64_t page_size);
+
+  /// Makes room for `num_pages`, all free; what was kept before is gone. Memory is touched only
+  /// when a page is first written. Throws kEnvironment naming the size when it cannot be had.
+  void reset(int64_t num_pages);
+
+  int64_t page_size() const { return page_size_; }
+  int64_t num_free_pages() const { return static_cast<int64_t>(free_.size()); }
+  int64_t pages_for(int64_t num_tokens) const {
+    return num_tokens / page_size_ + (num_tokens % page_size_ != 0 ? 1 : 0);
+  }
+
+  /// The lowest-numbered page of those given back last. Throws kInternal when none is free.
+  int32_t take_page();
+  /// Pages of a finished sequence; they may be handed out again at once.
+  void give_back(std::span<const int32_t> pages);
+
+  /// What the attention kernels need of local layer `layer`. Valid until the next reset.
+  kernels::PagedKv layer(int64_t layer) const;
+
+ private:
+  struct Free {
+    void operator()(float* p) const;
+  };
+
+  int64_t num_layers_, num_kv_heads_, head_dim_, page_size_;
+  int64_t capacity_pages_ = 0;
+  int64_t page_elements_ = 0;
+  std::unique_ptr<float[], Free> pool_;
+  std::vector<int32_t> free_;  // a stack
+};
+
+}  // namespace llmctl::runtime

@@ -1,0 +1,72 @@
+#include "runtime/kv_cache.h"
+
+#include <doctest/doctest.h>
+
+#include <set>
+
+#include "formats/core/error.h"
+
+using namespace llmctl;
+using runtime::KvCache;
+
+TEST_CASE("kv_cache: pages of all layers are disjoint and inside the pool") {
+  KvCache cache(3, 2, 5, 4);
+  cache.reset(7);
+  std::set<float*> starts;
+  const int64_t page_elements = 2 * 2 * 4 * 5;
+  for (int64_t layer = 0; layer < 3; ++layer) {
+    const kernels::PagedKv kv = cache.layer(layer);
+    CHECK(kv.page_stride >= page_elements);
+    for (int64_t page = 0; page < 7; ++page) {
+      float* first = kv.pool + page * kv.page_stride;
+      for (int64_t i = 0; i < page_elements; ++i) first[i] = 1.0F;  // ASan sees an overrun
+      starts.insert(first);
+    }
+  }
+  REQUIRE(starts.size() == 21);
+  float* previous = nullptr;
+  for (float* start : starts) {
+    if (previous != nullptr) CHECK(start - previous >= page_elements);
+    previous = start;
+  }
+}
+
+TEST_CASE("kv_cache: pages come in ascending order and return for reuse") {
+  KvCache cache(1, 1, 8, 16);
+  cache.reset(4);
+  CHECK(cache.num_free_pages() == 4);
+  const std::vector<int32_t> first = {cache.take_page(), cache.take_page()};
+  CHECK(first == std::vector<int32_t>{0, 1});
+  CHECK(cache.take_page() == 2);
+  cache.give_back(first);
+  CHECK(cache.num_free_pages() == 3);
+  CHECK(cache.take_page() == 0);
+  CHECK(cache.take_page() == 1);
+  CHECK(cache.take_page() == 3);
+  CHECK_THROWS_WITH_AS(cache.take_page(), doctest::Contains("no free page"), Error);
+}
+
+TEST_CASE("kv_cache: a reset frees everything and grows when asked for more") {
+  KvCache cache(2, 1, 4, 8);
+  cache.reset(2);
+  cache.take_page();
+  cache.reset(1);
+  CHECK(cache.num_free_pages() == 2);
+  cache.reset(9);
+  CHECK(cache.num_free_pages() == 9);
+}
+
+TEST_CASE("kv_cache: counts the pages that tokens need") {
+  const KvCache cache(1, 1, 4, 16);
+  CHECK(cache.pages_for(0) == 0);
+  CHECK(cache.pages_for(1) == 1);
+  CHECK(cache.pages_for(16) == 1);
+  CHECK(cache.pages_for(17) == 2);
+}
+
+TEST_CASE("kv_cache: a size that cannot be had is an error and not a crash") {
+  KvCache cache(10'000, 1 << 20, 1 << 10, 1 << 10);
+  CHECK_THROWS_WITH_AS(cache.reset(1 << 30), doctest::Contains("no memory for a KV cache"), Error);
+  KvCache small(1, 1, 4, 16);
+  CHECK_THROWS_WITH_AS(small.reset(int64_t{1} << 40), doctest::Contains("2^31 pages"), Error);
+}
