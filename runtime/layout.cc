@@ -1,0 +1,58 @@
+#include "runtime/layout.h"
+
+namespace llmctl::runtime {
+namespace {
+
+using reshard::TensorRule;
+
+// `~/tp` pads an axis with zeros to a multiple of tp: rank r holds rows [r * c, (r + 1) * c),
+// c = ceil(n / tp).
+constexpr TensorRule kCommon[] = {
+    {"embed", "embed : vocab~/tp hidden"},
+    {"embed_narrow", "embed_narrow : vocab~/tp width"},
+    {"project_in", "project_in : hidden width"},
+    {"project_out", "project_out : width hidden"},
+    {"pos", "pos : position hidden"},
+    {"embed_norm", "embed_norm : hidden"},
+    {"embed_norm_b", "embed_norm_b : hidden"},
+    {"final_norm", "final_norm : hidden"},
+    {"final_norm_b", "final_norm_b : hidden"},
+    {"head", "head : vocab~/tp hidden"},
+    {"head_narrow", "head_narrow : vocab~/tp width"},
+    {"head_bias", "head_bias : vocab~/tp"},
+
+    {"layers.{l}.norm1", "norm1 : hidden"},
+    {"layers.{l}.norm1_b", "norm1b : hidden"},
+    {"layers.{l}.norm2", "norm2 : hidden"},
+    {"layers.{l}.norm2_b", "norm2b : hidden"},
+    {"layers.{l}.qkv", "({q heads/tp d | k kv/tp d | v kv/tp d}) hidden"},
+    {"layers.{l}.qkv_b", "({qb heads/tp d | kb kv/tp d | vb kv/tp d})"},
+    {"layers.{l}.o", "o : hidden~/tp (heads d)"},
+    {"layers.{l}.o_b", "ob : hidden~/tp"},
+    {"layers.{l}.down", "down : hidden~/tp ffn"},
+    {"layers.{l}.down_b", "downb : hidden~/tp"},
+};
+
+constexpr TensorRule kGatedMlp[] = {
+    {"layers.{l}.gate_up", "({gate ffn/tp | up ffn/tp}) hidden"},
+    {"layers.{l}.gate_up_b", "({gateb ffn/tp | upb ffn/tp})"},
+};
+
+constexpr TensorRule kPlainMlp[] = {
+    {"layers.{l}.up", "up : ffn/tp hidden"},
+    {"layers.{l}.up_b", "upb : ffn/tp"},
+};
+
+}  // namespace
+
+std::vector<TensorRule> weight_layout(const ModelConfig& config) {
+  std::vector<TensorRule> rules(std::begin(kCommon), std::end(kCommon));
+  if (config.gated_mlp) {
+    rules.insert(rules.end(), std::begin(kGatedMlp), std::end(kGatedMlp));
+  } else {
+    rules.insert(rules.end(), std::begin(kPlainMlp), std::end(kPlainMlp));
+  }
+  return rules;
+}
+
+}  // namespace llmctl::runtime
