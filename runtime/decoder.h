@@ -1,0 +1,122 @@
+// The one transformer decoder of all families: what ModelConfig says, on one rank's share of it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "formats/core/thread_pool.h"
+#include "kernels/ops.h"
+#include "reshard/load.h"
+#include "reshard/model_config.h"
+#include "runtime/comm/communicator.h"
+#include "runtime/kv_cache.h"
+#include "runtime/parallel.h"
+#include "runtime/rope.h"
+
+namespace llmctl::runtime {
+
+/// The tokens of one forward pass. All spans have one entry per token; tokens of a sequence come
+/// in order of position, and all before them are in the cache already.
+struct Step {
+  std::span<const int32_t> ids;                  ///< in [0, vocab_size)
+  std::span<const int32_t> positions;            ///< in their own sequence, from 0
+  std::span<const int64_t> lengths;              ///< of the sequence, for Rope::fill
+  std::span<const int32_t* const> block_tables;  ///< pages of the sequence, this token's included
+};
+
+/// How a rank reaches the others during one pass.
+struct RankComm {
+  Communicator* world = nullptr;  ///< all ranks of the grid
+  Communicator* tp = nullptr;     ///< the ranks of this pipeline stage
+};
+
+/// One rank's weights, cache and scratch. A pass allocates nothing. Every logit is bit-for-bit
+/// independent of tp, pp, and the other tokens of its passes: matrices are split by output rows
+/// and activations gathered, never partial sums added (docs/runtime.md). Not thread-safe.
+class Decoder {
+ public:
+  /// Rows that one call of `logits` takes at most.
+  static constexpr int64_t kMaxLogitRows = 32;
+
+  /// Takes the weights that `weight_layout` describes. `pool` must outlive the decoder. Throws
+  /// kInternal when a weight is missing or of another shape than the config says.
+  Decoder(const ModelConfig& config, const RankPlace& place, reshard::RankWeights weights,
+          ThreadPool& pool, int64_t max_tokens, int64_t page_size);
+  ~Decoder();
+
+  const RankPlace& place() const { return place_; }
+  KvCache& cache() { return cache_; }
+
+  /// Runs `step` through this rank's layers. Collective over all ranks, which must be given equal
+  /// steps. Requires: at most max_tokens tokens.
+  void forward(const Step& step, const RankComm& comm);
+
+  /// Logits of the chosen tokens of the last pass: (rows.size(), vocab_size), valid until the next
+  /// call. Collective over the last stage's ranks; not to be called on the others.
+  const float* logits(std::span<const int32_t> rows, const RankComm& comm);
+
+ private:
+  struct Matrix {
+    const void* data = nullptr;  // (rows, columns)
+    DType dtype = DType::F32;
+    int64_t rows = 0, columns = 0;
+    const float* bias = nullptr;  // (rows), or null
+  };
+  struct Norm {
+    const float* weight = nullptr;
+    const float* bias = nullptr;
+  };
+  struct Layer {
+    Norm norm1, norm2;
+    Matrix qkv, o, up, down;  // `up` holds gate and up when the MLP is gated
+  };
+
+  Matrix find_matrix(const std::string& name, int64_t rows, int64_t columns) const;
+  Matrix get_matrix(const std::string& name, int64_t rows, int64_t columns) const;
+  const float* find_vector(const std::string& name, int64_t size) const;
+  Norm find_norm(const std::string& name) const;
+  void bind_weights();
+  void allocate(int64_t max_tokens);
+
+  void embed(const Step& step, const RankComm& comm);
+  void run_layer(int64_t layer, const Step& step, const RankComm& comm);
+  void attend(const float* x, int64_t layer, const Step& step, const RankComm& comm);
+  void run_mlp(const float* x, const Layer& weights, const RankComm& comm);
+  void normalize(float* y, const float* x, const Norm& norm);
+  void multiply(float* y, const float* x, const Matrix& matrix);
+  /// multiply, then the ranks' columns side by side: y is (num_tokens, columns).
+  void multiply_gathered(float* y, const float* x, const Matrix& matrix, int64_t num_rows,
+                         int64_t columns, const RankComm& comm);
+  void gather_columns(float* y, const float* local, int64_t num_rows, int64_t local_columns,
+                      int64_t columns, const RankComm& comm);
+
+  ModelConfig config_;
+  RankPlace place_;
+  reshard::RankWeights weights_;
+  ThreadPool& pool_;
+  KvCache cache_;
+  std::optional<Rope> rope_;
+
+  // Per-rank sizes.
+  int64_t local_heads_ = 0, local_kv_heads_ = 0, local_ffn_ = 0;
+  int64_t local_hidden_ = 0, local_vocab_ = 0;  // of the padded axes
+
+  Matrix embed_, project_in_, project_out_, pos_, head_;
+  Norm embed_norm_, final_norm_;
+  std::vector<Layer> layers_;
+  std::vector<float> slopes_;  // ALiBi, of this rank's heads
+
+  // Scratch of one pass; sizes in allocate().
+  int64_t max_tokens_ = 0, num_tokens_ = 0;
+  std::vector<float> x_, h_, qkv_, attention_, branch_, inner_, second_, cos_, sin_;
+  std::vector<float> local_, gathered_, rows_, narrow_rows_, logits_;
+};
+
+/// ALiBi slopes of all heads (Press et al., 2022; for head counts that are no power of two as
+/// BLOOM's build_alibi_tensor).
+std::vector<float> alibi_slopes(int64_t num_heads);
+
+}  // namespace llmctl::runtime
