@@ -11,13 +11,20 @@ using nlohmann::ordered_json;
 
 ordered_json parse_json(std::string_view text, const std::string& where) {
   constexpr int kMaxDepth = 64;
+  // `depth` counts the containers that are already open.
+  const auto check_depth = [&](int depth) {
+    if (depth >= kMaxDepth) throw_invalid(where, "JSON nested deeper than 64 levels");
+  };
   // One set of seen keys per open object; the library itself would keep the last duplicate.
   std::vector<std::set<std::string>> keys;
   const auto callback = [&](int depth, ordered_json::parse_event_t event, ordered_json& value) {
-    if (depth > kMaxDepth) throw_invalid(where, "JSON nested deeper than 64 levels");
     switch (event) {
       case ordered_json::parse_event_t::object_start:
+        check_depth(depth);
         keys.emplace_back();
+        break;
+      case ordered_json::parse_event_t::array_start:
+        check_depth(depth);
         break;
       case ordered_json::parse_event_t::object_end:
         keys.pop_back();
@@ -35,7 +42,12 @@ ordered_json parse_json(std::string_view text, const std::string& where) {
   try {
     return ordered_json::parse(text.begin(), text.end(), callback);
   } catch (const nlohmann::json::exception& e) {
-    throw_invalid(where, "not valid JSON (" + printable(e.what()) + ")");
+    // "[json.exception.parse_error.101] parse error at line 1, column 2: ...": the first word is
+    // for programmers.
+    const std::string what = e.what();
+    const size_t start = what.find("] ");
+    throw_invalid(where, "not valid JSON: " +
+                             printable(start == std::string::npos ? what : what.substr(start + 2)));
   }
 }
 
