@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <string>
 
-#include "INIReader.h"
+#include <INIReader.h>  // not in the repository
 
 struct Dump : INIReader {
   using INIReader::INIReader;
