@@ -23,7 +23,7 @@ struct Tolerance {
 };
 constexpr Tolerance kNormTolerance{1e-6, 4e-7};
 constexpr Tolerance kLinearTolerance{6e-7, 1e-7};
-constexpr Tolerance kActivationTolerance{0, 1.2e-6};
+constexpr Tolerance kActivationTolerance{3e-8, 3e-7};
 constexpr Tolerance kRotaryTolerance{2e-7, 0};
 constexpr Tolerance kAttentionTolerance{2e-6, 0};
 
