@@ -1,0 +1,242 @@
+// Times the CPU kernels beside the machine's own limits: bytes copied and cast, and the matrix
+// product with cold weights. Usage: llmctl_bench_kernels [copy] [linear] [attention] [--isa NAME]
+// With --cpu-time the clock is the process's CPU time over the threads used, for a machine that
+// others share: it leaves out waiting for a core, not the others' use of caches and memory.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/cpu/dispatch.h"
+
+namespace {
+
+using namespace llmctl;
+using kernels::Box;
+using kernels::Isa;
+using kernels::Overflow;
+
+bool use_cpu_time = false;
+
+double now_seconds() {
+  timespec time{};
+  ::clock_gettime(use_cpu_time ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+/// Seconds of the median of `rounds` runs on `num_threads` threads, after one that is not counted.
+double median_seconds(int rounds, int num_threads, const std::function<void()>& body) {
+  std::vector<double> seconds;
+  for (int i = 0; i <= rounds; ++i) {
+    const double start = now_seconds();
+    body();
+    const double took = now_seconds() - start;
+    if (i > 0) seconds.push_back(use_cpu_time ? took / num_threads : took);
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[seconds.size() / 2];
+}
+
+/// Memory that has been touched, aligned to a page.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes) : data_(static_cast<char*>(std::aligned_alloc(4096, bytes))) {
+    for (size_t i = 0; i < bytes; i += 8) {
+      const uint64_t noise = (i * 0x9E37'79B9'7F4A'7C15U >> 9) & 0x3FFF'3FFF'3FFF'3FFFU;
+      std::memcpy(data_ + i, &noise, 8);
+    }
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  char* data() const { return data_; }
+  const float* floats() const { return reinterpret_cast<const float*>(data_); }
+
+ private:
+  char* data_;
+};
+
+void bench_box(Isa isa, const char* name, DType src, DType dst, const Box& box, Buffer& from,
+               Buffer& to) {
+  double elements = 1;
+  for (int i = 0; i < box.num_axes; ++i) elements *= static_cast<double>(box.extents[i]);
+  const double seconds = median_seconds(5, 1, [&] {
+    kernels::cpu::copy_box(isa, to.data(), dst, from.data(), src, box, Overflow::kInf);
+  });
+  std::printf("  %-46s %5s -> %-5s %6.2f GB/s of source\n", name,
+              std::string(dtype_name(src)).c_str(), std::string(dtype_name(dst)).c_str(),
+              elements * static_cast<double>(dtype_bytes(src)) / seconds * 1e-9);
+}
+
+void bench_copy(Isa isa) {
+  constexpr int64_t kSide = 4096;
+  Buffer from(kSide * kSide * 4);
+  Buffer to(kSide * kSide * 4);
+  std::printf("copy_box, one thread, %s\n", std::string(kernels::isa_name(isa)).c_str());
+  const double seconds =
+      median_seconds(5, 1, [&] { std::memcpy(to.data(), from.data(), kSide * kSide * 4); });
+  std::printf("  %-46s %16s %6.2f GB/s of source\n", "memcpy 64 MiB", "",
+              kSide * kSide * 4 / seconds * 1e-9);
+  const Box straight{1, {kSide * kSide}, {1}, {1}};
+  const Box transpose{2, {kSide, kSide}, {kSide, 1}, {1, kSide}};
+  const Box slab{2, {512, kSide}, {kSide, 1}, {1, kSide}};
+  const Box odd{2, {4095, 4001}, {4001, 1}, {1, 4095}};
+  for (const DType to_dtype : {DType::F32, DType::F16, DType::BF16}) {
+    bench_box(isa, "contiguous", DType::F32, to_dtype, straight, from, to);
+  }
+  bench_box(isa, "contiguous", DType::BF16, DType::F16, straight, from, to);
+  bench_box(isa, "contiguous", DType::F16, DType::BF16, straight, from, to);
+  bench_box(isa, "contiguous", DType::F16, DType::F32, straight, from, to);
+  for (const int64_t run : {16, 32, 128, 512}) {
+    const Box columns{3, {kSide, 8, run}, {8 * run, run, 1}, {run, kSide * run, 1}};
+    bench_box(isa, ("column split, runs of " + std::to_string(run) + " elements").c_str(),
+              DType::F16, DType::F16, columns, from, to);
+    bench_box(isa, ("column split, runs of " + std::to_string(run) + " elements").c_str(),
+              DType::F32, DType::F16, columns, from, to);
+  }
+  bench_box(isa, "transpose 4096 x 4096", DType::U8, DType::U8, transpose, from, to);
+  bench_box(isa, "transpose 4096 x 4096", DType::F16, DType::F16, transpose, from, to);
+  bench_box(isa, "transpose 512 x 4096 into rows 4096 apart", DType::F16, DType::F16, slab, from,
+            to);
+  bench_box(isa, "transpose 4095 x 4001", DType::F16, DType::F16, odd, from, to);
+  bench_box(isa, "transpose 4096 x 4096", DType::F32, DType::F32, transpose, from, to);
+  bench_box(isa, "transpose 4096 x 4096", DType::F32, DType::F16, transpose, from, to);
+  bench_box(isa, "transpose 4096 x 4096", DType::F32, DType::BF16, transpose, from, to);
+  bench_box(isa, "transpose 4095 x 4001", DType::F32, DType::F16, odd, from, to);
+  bench_box(isa, "transpose 4096 x 4096", DType::BF16, DType::F16, transpose, from, to);
+  bench_box(isa, "transpose 4096 x 4096", DType::F16, DType::F32, transpose, from, to);
+  // (hidden, heads, two, half) -> (hidden, heads, half, two): rotary order on the fast axis.
+  const Box rotary{4, {kSide, 32, 64, 2}, {kSide, 128, 1, 64}, {kSide, 128, 2, 1}};
+  bench_box(isa, "interleave pairs, 128 per head", DType::F16, DType::F16, rotary, from, to);
+  const Box rotary_t{
+      4, {kSide, 32, 64, 2}, {1, kSide * 128, kSide, kSide * 64}, {kSide, 128, 2, 1}};
+  bench_box(isa, "transpose and interleave pairs", DType::F16, DType::F16, rotary_t, from, to);
+}
+
+/// Plain reading of the weights by the same threads: what decode cannot beat.
+double read_gbps(const Buffer& weights, size_t bytes, ThreadPool& pool) {
+  constexpr size_t kChunk = 1 << 20;
+  std::vector<uint64_t> sums(bytes / kChunk);
+  const double seconds = median_seconds(5, pool.num_threads(), [&] {
+    pool.parallel_for(static_cast<int64_t>(bytes / kChunk), [&](int64_t i) {
+      const char* at = weights.data() + static_cast<size_t>(i) * kChunk;
+      uint64_t sum[8] = {};
+      for (size_t j = 0; j < kChunk; j += 64) {
+        uint64_t line[8];
+        std::memcpy(line, at + j, 64);
+        for (int lane = 0; lane < 8; ++lane) sum[lane] += line[lane];
+      }
+      for (const uint64_t lane : sum) sums[static_cast<size_t>(i)] += lane;
+    });
+  });
+  return static_cast<double>(bytes) / seconds * 1e-9;
+}
+
+void bench_linear(Isa isa) {
+  constexpr size_t kBytes = size_t{512} << 20;
+  Buffer weights(kBytes);
+  ThreadPool pool(available_cores());
+  std::printf("linear, %d threads, %s, cold weights; plain reading %.1f GB/s\n", pool.num_threads(),
+              std::string(kernels::isa_name(isa)).c_str(), read_gbps(weights, kBytes, pool));
+  struct Shape {
+    int64_t n, k;
+  };
+  for (const Shape& shape : {Shape{2048, 2048}, Shape{5632, 2048}, Shape{4096, 11008}}) {
+    const Buffer x(static_cast<size_t>(512 * shape.k * 4));
+    Buffer y(static_cast<size_t>(512 * shape.n * 4));
+    for (const DType dtype : {DType::F32, DType::F16, DType::BF16}) {
+      const size_t matrix_bytes = static_cast<size_t>(shape.n * shape.k) * dtype_bytes(dtype);
+      const size_t num_matrices = kBytes / matrix_bytes;
+      for (const int64_t tokens : {1, 2, 4, 8, 16, 64, 512}) {
+        const size_t used = tokens <= 16 ? num_matrices : 1;
+        const double seconds = median_seconds(3, pool.num_threads(), [&] {
+          for (size_t i = 0; i < used; ++i) {
+            kernels::cpu::linear(isa, reinterpret_cast<float*>(y.data()), x.floats(),
+                                 weights.data() + i * matrix_bytes, dtype, nullptr, tokens, shape.n,
+                                 shape.k, shape.n, pool);
+          }
+        });
+        std::printf("  %5ld x %-5ld %-4s %3ld tokens %7.1f GB/s of weights %8.1f GFLOP/s\n",
+                    shape.n, shape.k, std::string(dtype_name(dtype)).c_str(), tokens,
+                    static_cast<double>(matrix_bytes * used) / seconds * 1e-9,
+                    2e-9 * static_cast<double>(shape.n * shape.k * tokens) *
+                        static_cast<double>(used) / seconds);
+      }
+    }
+  }
+}
+
+void bench_attention(Isa isa) {
+  ThreadPool pool(available_cores());
+  const int64_t num_heads = 32;
+  const int64_t head_dim = 64;
+  std::printf("attention, %d threads, %s, %ld heads of %ld\n", pool.num_threads(),
+              std::string(kernels::isa_name(isa)).c_str(), num_heads, head_dim);
+  for (const int64_t num_kv_heads : {32, 4}) {
+    for (const int64_t length : {128, 512, 4096}) {
+      const int64_t page_size = 16;
+      kernels::AttentionArgs args;
+      args.kv.num_kv_heads = num_kv_heads;
+      args.kv.head_dim = head_dim;
+      args.kv.page_size = page_size;
+      args.kv.page_stride = 2 * num_kv_heads * page_size * head_dim;
+      const int64_t num_pages = length / page_size;
+      const Buffer cache(static_cast<size_t>(num_pages * args.kv.page_stride * 4));
+      args.kv.pool = reinterpret_cast<float*>(cache.data());
+      std::vector<int32_t> table;
+      for (int64_t i = 0; i < num_pages; ++i) table.push_back(static_cast<int32_t>(i));
+      for (const bool prefill : {false, true}) {
+        if (prefill && length > 512) continue;
+        args.num_tokens = prefill ? length : 1;
+        args.num_heads = num_heads;
+        args.q_stride = num_heads * head_dim;
+        args.scale = 0.125F;
+        const auto count = static_cast<size_t>(args.num_tokens * args.q_stride);
+        std::vector<float> q(count, 0.1F);
+        std::vector<float> y(count);
+        std::vector<int32_t> positions;
+        for (int64_t t = 0; t < args.num_tokens; ++t) {
+          positions.push_back(static_cast<int32_t>(prefill ? t : length - 1));
+        }
+        const std::vector<const int32_t*> tables(positions.size(), table.data());
+        args.q = q.data();
+        args.positions = positions.data();
+        args.block_tables = tables.data();
+        const double seconds = median_seconds(
+            7, pool.num_threads(), [&] { kernels::cpu::attention(isa, y.data(), args, pool); });
+        double pairs = 0;
+        for (const int32_t position : positions) pairs += position + 1;
+        std::printf("  %2ld kv heads, %s of %4ld: %8.1f us, %6.1f GFLOP/s\n", num_kv_heads,
+                    prefill ? "prefill" : "decode ", length, seconds * 1e6,
+                    4e-9 * pairs * static_cast<double>(num_heads * head_dim) / seconds);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::vector<std::string> wanted(argv + 1, argv + argc);
+  Isa isa = kernels::active_isa();
+  for (size_t i = 0; i + 1 < wanted.size(); ++i) {
+    if (wanted[i] != "--isa") continue;
+    for (const Isa candidate : kernels::available_isas()) {
+      if (kernels::isa_name(candidate) == wanted[i + 1]) isa = candidate;
+    }
+    wanted.erase(wanted.begin() + static_cast<std::ptrdiff_t>(i),
+                 wanted.begin() + static_cast<std::ptrdiff_t>(i) + 2);
+  }
+  use_cpu_time = std::erase(wanted, "--cpu-time") > 0;
+  const auto asked = [&](const char* name) {
+    return wanted.empty() || std::count(wanted.begin(), wanted.end(), name) > 0;
+  };
+  if (asked("copy")) bench_copy(isa);
+  if (asked("linear")) bench_linear(isa);
+  if (asked("attention")) bench_attention(isa);
+  return 0;
+}
