@@ -17,13 +17,37 @@ struct Axis {
   int64_t extent = 1, src_stride = 0, dst_stride = 0;  // strides in bytes
 };
 
+/// Axes that follow one another in memory, fastest first, seen as one.
+struct Run {
+  Axis axes[kMaxBoxAxes];
+  int num_axes = 0;
+  int64_t extent = 1;
+
+  void push_outer(const Axis& axis) {
+    axes[num_axes++] = axis;
+    extent *= axis.extent;
+  }
+  int64_t src_offset(int64_t index) const { return offset(index, &Axis::src_stride); }
+  int64_t dst_offset(int64_t index) const { return offset(index, &Axis::dst_stride); }
+
+ private:
+  int64_t offset(int64_t index, int64_t Axis::*stride) const {
+    int64_t at = 0;
+    for (int i = 0; i < num_axes; ++i) {
+      at += index % axes[i].extent * (axes[i].*stride);
+      index /= axes[i].extent;
+    }
+    return at;
+  }
+};
+
 /// Below this many elements along either axis the tile transpose would be all edges.
 constexpr int64_t kMinTransposeExtent = 4;
 /// Elements of one source run that the gather loop finishes before it moves on.
 constexpr int64_t kGatherBlock = 64;
-/// Side of the tile that is cast into scratch before it is transposed: 64 x 64 elements of at most
-/// 8 bytes stay in L1 or close by.
-constexpr int64_t kCastTile = 64;
+/// Side of the tile that is staged in scratch: 64 x 64 elements of at most 8 bytes stay in L1 or
+/// close by.
+constexpr int64_t kTile = 64;
 /// Targets larger than this leave the caches before anyone reads them.
 constexpr int64_t kStreamingBytes = int64_t{4} << 20;
 
@@ -46,19 +70,12 @@ class BoxCopy {
 
   uint64_t run(char* dst, const char* src, const Box& box) {
     if (!normalise(box)) return 0;
-    Axis& last = axes_[num_axes_ - 1];
+    const Axis& last = axes_[num_axes_ - 1];
     if (last.dst_stride == dst_width_ && last.src_stride == src_width_) {
       copy_runs(dst, src);
-    } else if (const int source_axis = find_source_axis();
-               last.dst_stride == dst_width_ && source_axis >= 0 &&
-               last.extent >= kMinTransposeExtent &&
-               axes_[source_axis].extent >= kMinTransposeExtent) {
-      std::rotate(axes_ + source_axis, axes_ + source_axis + 1, axes_ + num_axes_ - 1);
+    } else if (find_planes()) {
       transpose_planes(dst, src);
     } else {
-      if (source_axis >= 0) {
-        std::rotate(axes_ + source_axis, axes_ + source_axis + 1, axes_ + num_axes_);
-      }
       gather(dst, src);
     }
     return overflowed_;
@@ -95,12 +112,43 @@ class BoxCopy {
     return true;
   }
 
-  /// The axis along which the source is contiguous, or -1.
-  int find_source_axis() const {
-    for (int i = num_axes_ - 1; i >= 0; --i) {
-      if (axes_[i].src_stride == src_width_) return i;
+  /// Splits the axes into `rows_`, which together are one run of the target, `cols_`, which
+  /// together are one run of the source, and what is left in axes_. False when either run is too
+  /// short to transpose; then axes_ ends with the source's contiguous axis, if there is one.
+  bool find_planes() {
+    int source_axis = num_axes_ - 1;
+    while (source_axis >= 0 && axes_[source_axis].src_stride != src_width_) --source_axis;
+    if (source_axis < 0) return false;
+    std::rotate(axes_ + source_axis, axes_ + source_axis + 1, axes_ + num_axes_);
+    if (num_axes_ < 2) return false;
+
+    Run rows;
+    Run cols;
+    cols.push_outer(axes_[num_axes_ - 1]);
+    int left = num_axes_ - 1;
+    if (axes_[left - 1].dst_stride != dst_width_) return false;
+    rows.push_outer(axes_[left - 1]);
+    --left;
+    // Axes are in target order, slowest first: those that continue the target's run come next.
+    while (left > 0 && axes_[left - 1].dst_stride == rows.extent * dst_width_) {
+      rows.push_outer(axes_[left - 1]);
+      --left;
     }
-    return -1;
+    for (int i = left - 1; i >= 0;) {
+      if (axes_[i].src_stride != cols.extent * src_width_) {
+        --i;
+        continue;
+      }
+      cols.push_outer(axes_[i]);
+      std::rotate(axes_ + i, axes_ + i + 1, axes_ + left);
+      --left;
+      i = left - 1;
+    }
+    if (rows.extent < kMinTransposeExtent || cols.extent < kMinTransposeExtent) return false;
+    rows_ = rows;
+    cols_ = cols;
+    num_axes_ = left;
+    return true;
   }
 
   /// Calls body(dst, src) for every index of the first `num_outer` axes, in target order.
@@ -124,46 +172,58 @@ class BoxCopy {
 
   void copy_runs(char* dst, const char* src) {
     const int64_t count = axes_[num_axes_ - 1].extent;
-    const auto bytes = static_cast<size_t>(count * src_width_);
-    for_each_outer(num_axes_ - 1, dst, src, [&](char* d, const char* s) {
-      if (cast_ == nullptr) {
-        std::memcpy(d, s, bytes);
-      } else {
-        overflowed_ += cast_(d, s, count, clamp_);
-      }
-    });
+    for_each_outer(num_axes_ - 1, dst, src, [&](char* d, const char* s) { copy_run(d, s, count); });
   }
 
-  /// The last two axes are (source contiguous, target contiguous).
   void transpose_planes(char* dst, const char* src) {
-    const Axis& cols = axes_[num_axes_ - 2];
-    const Axis& rows = axes_[num_axes_ - 1];
     const cpu::Transpose transpose = cpu::find_transpose(isa_, dst_width_);
     const bool streaming = total_ * dst_width_ >= kStreamingBytes;
-    for_each_outer(num_axes_ - 2, dst, src, [&](char* d, const char* s) {
-      if (cast_ == nullptr) {
-        transpose(d, cols.dst_stride, s, rows.src_stride, rows.extent, cols.extent, streaming);
+    const bool direct = cast_ == nullptr && rows_.num_axes == 1 && cols_.num_axes == 1;
+    for_each_outer(num_axes_, dst, src, [&](char* d, const char* s) {
+      if (direct) {
+        transpose(d, cols_.axes[0].dst_stride, s, rows_.axes[0].src_stride, rows_.extent,
+                  cols_.extent, streaming);
       } else {
-        cast_and_transpose(d, s, rows, cols, transpose, streaming);
+        stage_and_transpose(d, s, transpose, streaming);
       }
     });
+    if (streaming) cpu::finish_streaming();
   }
 
-  void cast_and_transpose(char* dst, const char* src, const Axis& rows, const Axis& cols,
-                          cpu::Transpose transpose, bool streaming) {
-    alignas(64) char tile[kCastTile * kCastTile * 8];
-    const int64_t pitch = kCastTile * dst_width_;
-    for (int64_t r0 = 0; r0 < rows.extent; r0 += kCastTile) {
-      const int64_t num_rows = std::min(kCastTile, rows.extent - r0);
-      for (int64_t c0 = 0; c0 < cols.extent; c0 += kCastTile) {
-        const int64_t num_cols = std::min(kCastTile, cols.extent - c0);
+  /// Tile by tile: source runs are cast into scratch, and transposed from there into the target,
+  /// or, where the tile's columns do not lie evenly spaced there, through a second scratch.
+  void stage_and_transpose(char* dst, const char* src, cpu::Transpose transpose, bool streaming) {
+    alignas(64) char staged[kTile * kTile * 8];
+    alignas(64) char turned[kTile * kTile * 8];
+    const int64_t pitch = kTile * dst_width_;
+    const bool even = cols_.num_axes == 1;
+    for (int64_t r0 = 0; r0 < rows_.extent; r0 += kTile) {
+      const int64_t num_rows = std::min(kTile, rows_.extent - r0);
+      for (int64_t c0 = 0; c0 < cols_.extent; c0 += kTile) {
+        const int64_t num_cols = std::min(kTile, cols_.extent - c0);
         for (int64_t r = 0; r < num_rows; ++r) {
-          overflowed_ += cast_(tile + r * pitch, src + (r0 + r) * rows.src_stride + c0 * src_width_,
-                               num_cols, clamp_);
+          copy_run(staged + r * pitch, src + rows_.src_offset(r0 + r) + c0 * src_width_, num_cols);
         }
-        transpose(dst + c0 * cols.dst_stride + r0 * dst_width_, cols.dst_stride, tile, pitch,
-                  num_rows, num_cols, streaming);
+        char* out = dst + r0 * dst_width_;
+        if (even) {
+          const int64_t step = cols_.axes[0].dst_stride;
+          transpose(out + c0 * step, step, staged, pitch, num_rows, num_cols, streaming);
+          continue;
+        }
+        transpose(turned, pitch, staged, pitch, num_rows, num_cols, false);
+        for (int64_t c = 0; c < num_cols; ++c) {
+          std::memcpy(out + cols_.dst_offset(c0 + c), turned + c * pitch,
+                      static_cast<size_t>(num_rows * dst_width_));
+        }
       }
+    }
+  }
+
+  void copy_run(char* dst, const char* src, int64_t count) {
+    if (cast_ == nullptr) {
+      std::memcpy(dst, src, static_cast<size_t>(count * src_width_));
+    } else {
+      overflowed_ += cast_(dst, src, count, clamp_);
     }
   }
 
@@ -216,6 +276,7 @@ class BoxCopy {
   cpu::ConvertRun cast_ = nullptr, cast_one_ = nullptr;
   Axis axes_[kMaxBoxAxes];
   int num_axes_ = 0;
+  Run rows_, cols_;
   int64_t total_ = 0;
   uint64_t overflowed_ = 0;
 };

@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 namespace llmctl::kernels::cpu {
 namespace {
 
@@ -29,6 +33,12 @@ void transpose(char* dst, int64_t dst_pitch, const char* src, int64_t src_pitch,
 
 }  // namespace
 
+void finish_streaming() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 Transpose generic_transpose(int64_t width) {
   switch (width) {
     case 1:
@@ -42,6 +52,15 @@ Transpose generic_transpose(int64_t width) {
   }
 }
 
-Transpose find_transpose(Isa /*isa*/, int64_t width) { return generic_transpose(width); }
+Transpose find_transpose(Isa isa, int64_t width) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return avx512_transpose(width);
+  if (isa == Isa::kAvx2) {
+    if (const Transpose found = avx2_transpose(width)) return found;
+  }
+#endif
+  static_cast<void>(isa);
+  return generic_transpose(width);
+}
 
 }  // namespace llmctl::kernels::cpu
