@@ -1,6 +1,8 @@
 // Attention of one query over its cache, written once over `Simd` (include simd_*.h first).
 // Two passes: scores and their maximum, then weights, their sum and the weighted values, all over
 // positions in ascending order, so that a result depends on the query and its cache alone.
+#pragma once
+
 #include "kernels/cpu/attention_rows.h"
 #include "kernels/cpu/math_body.h"
 

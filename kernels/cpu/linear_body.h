@@ -4,6 +4,8 @@
 // padded with zeros, then one fixed horizontal sum and the bias. Tiles of several rows and tokens
 // only share loads: they never change that order, so a result does not depend on which other rows
 // or tokens are computed with it.
+#pragma once
+
 #include "kernels/cpu/linear_rows.h"
 
 namespace llmctl::kernels::cpu {

@@ -1,5 +1,7 @@
 // Norms and activations for one instruction set, written once over `Simd` (include simd_*.h
 // first). Sums are in F64, lane by lane, then one fixed tree.
+#pragma once
+
 #include "kernels/cpu/math_body.h"
 #include "kernels/cpu/rows.h"
 
