@@ -27,13 +27,13 @@ enum class ResidualKind {
 struct RopeScaling {
   std::string kind = "default";  ///< default, linear, dynamic, yarn, llama3, longrope
   double factor = 1.0;
-  double low_freq_factor = 1.0, high_freq_factor = 4.0;   // llama3
-  double beta_fast = 32.0, beta_slow = 1.0;               // yarn
-  double attention_factor = 0.0;                          // yarn, longrope; 0: derived
-  double mscale = 0.0, mscale_all_dim = 0.0;              // yarn
-  bool truncate = true;                                   // yarn
-  int64_t original_max_position_embeddings = 0;           // 0: max_position_embeddings
-  std::vector<double> short_factor, long_factor;          // longrope
+  double low_freq_factor = 1.0, high_freq_factor = 4.0;  // llama3
+  double beta_fast = 32.0, beta_slow = 1.0;              // yarn
+  double attention_factor = 0.0;                         // yarn, longrope; 0: derived
+  double mscale = 0.0, mscale_all_dim = 0.0;             // yarn
+  bool truncate = true;                                  // yarn
+  int64_t original_max_position_embeddings = 0;          // 0: max_position_embeddings
+  std::vector<double> short_factor, long_factor;         // longrope
 
   bool operator==(const RopeScaling&) const = default;
 };
@@ -54,9 +54,9 @@ struct ModelConfig {
 
   NormKind norm = NormKind::kLayerNorm;
   double norm_eps = 1e-5;
-  bool pre_norm = true;              ///< false: x = norm(x + f(x)) (OPT-350m)
-  bool residual_from_norm = false;   ///< BLOOM's apply_residual_connection_post_layernorm
-  bool embedding_norm = false;       ///< a norm right after the embedding (BLOOM)
+  bool pre_norm = true;             ///< false: x = norm(x + f(x)) (OPT-350m)
+  bool residual_from_norm = false;  ///< BLOOM's apply_residual_connection_post_layernorm
+  bool embedding_norm = false;      ///< a norm right after the embedding (BLOOM)
   bool final_norm = true;
   ResidualKind residual = ResidualKind::kSequential;
 
