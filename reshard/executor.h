@@ -1,0 +1,57 @@
+// Carries out a plan: streams the stored bytes through bounded memory into a sink.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "kernels/convert.h"
+#include "reshard/box.h"
+#include "reshard/plan.h"
+
+namespace llmctl::reshard {
+
+/// Where target bytes go. Calls come from several threads, each byte of a tensor once.
+class TensorSink {
+ public:
+  virtual ~TensorSink() = default;
+  /// The tensor's memory, for sinks that are memory; it is then filled in place.
+  virtual std::byte* memory(size_t tensor) {
+    (void)tensor;
+    return nullptr;
+  }
+  virtual void write(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) = 0;
+};
+
+struct ExecuteOptions {
+  int jobs = 1;
+  /// Most bytes of buffers at a time, all workers together; at least 64 MiB is used.
+  uint64_t max_memory = uint64_t{384} << 20;
+  kernels::Overflow overflow = kernels::Overflow::kInf;
+  bool overflow_is_error = false;
+  /// Called with the bytes written since the last call, from any worker. May be empty.
+  std::function<void(uint64_t bytes)> progress;
+};
+
+struct TensorOverflow {
+  size_t tensor = 0;  ///< index into Plan::tensors
+  uint64_t count = 0;
+};
+
+/// The same bytes for any `jobs` and `max_memory`. Returns the tensors in which values left the
+/// range of the target dtype. Throws the first error of any worker; kInvalidInput for an overflow
+/// when `overflow_is_error`; kInterrupted when cancelled.
+std::vector<TensorOverflow> execute(const Plan& plan, TensorSink& sink,
+                                    const ExecuteOptions& options);
+
+/// Reads rows [first, first + count) along the slowest axis of a canonical tensor, as F32 in
+/// canonical order. For comparing and digesting; `out` has count * (elements per row) floats.
+void read_canonical_rows(const Model& model, const std::string& key, int64_t first, int64_t count,
+                         std::span<float> out);
+
+/// The bytes of one box of a stored piece, in canonical order and as stored.
+std::vector<std::byte> read_box(const Model& model, const SourcePiece& source, const IndexBox& box);
+
+}  // namespace llmctl::reshard
