@@ -18,9 +18,10 @@ enum class Step : uint8_t {
 ///     {"model.layers.{l}.self_attn.q_proj.weight", "q : (heads d) hidden"}
 /// `name` is the stored tensor's name with {l} for the global layer index; `layout` is a line of
 /// the notation (docs/layout-notation.md). A row applies to a model that has all the canonical
-/// tensors in it. Canonical names: embed head head_bias pos embed_norm embed_norm_b final_norm
-/// final_norm_b embed_narrow project_in project_out; per layer norm1 norm1b norm2 norm2b q k v o qb
-/// kb vb ob gate up down gateb upb downb (weights in [out, in] sense, b = bias).
+/// tensors in it. Canonical names: embed head head_bias pos pos_lead embed_norm embed_norm_b
+/// final_norm final_norm_b embed_narrow head_narrow project_in project_out; per layer norm1 norm1b
+/// norm2 norm2b q k v o qb kb vb ob gate up down gateb upb downb (weights in [out, in] sense, b =
+/// bias).
 struct TensorRule {
   std::string_view name;
   std::string_view layout;

@@ -1,0 +1,55 @@
+// Whether two checkpoints hold the same model, and a fingerprint that no layout changes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "reshard/model.h"
+
+namespace llmctl::reshard {
+
+struct TensorDigest {
+  std::string key;     ///< canonical
+  std::string digest;  ///< 32 hexadecimal digits
+};
+
+struct ModelDigest {
+  std::string digest;  ///< of all tensors, by key
+  std::vector<TensorDigest> tensors;
+};
+
+/// XXH3-128 of each canonical tensor's values as F32 in canonical order: the same for the same
+/// values in any format, layout, tp and shard size, and in any dtype that holds them exactly. The
+/// whole is the XXH3-128 of the "key digest" lines in order of key. Padding and auxiliary tensors
+/// do not count. Memory: 64 MiB per job.
+ModelDigest digest(const Model& model, int jobs);
+
+struct TensorDifference {
+  enum class Kind { kOnlyInFirst, kOnlyInSecond, kShape, kValues };
+  Kind kind = Kind::kValues;
+  std::string key;
+  std::string detail;          ///< for kShape: both shapes
+  uint64_t num_different = 0;  ///< elements
+  uint64_t num_elements = 0;
+  double max_abs = 0;  ///< largest |a - b|; infinity where one is not finite
+};
+
+struct DiffOptions {
+  int jobs = 1;
+  double tolerance = 0;  ///< |a - b| up to this is no difference
+  /// By default tensors of different dtypes are the same when one is the other, rounded; with
+  /// exact they must hold the same values.
+  bool exact = false;
+};
+
+struct ModelDiff {
+  uint64_t num_tensors = 0;
+  uint64_t num_rounded = 0;                   ///< equal only after rounding to the other's dtype
+  std::vector<TensorDifference> differences;  ///< in canonical order
+};
+
+/// Compares canonical tensors. Memory: 128 MiB per job.
+ModelDiff diff(const Model& first, const Model& second, const DiffOptions& options);
+
+}  // namespace llmctl::reshard

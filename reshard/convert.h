@@ -1,0 +1,73 @@
+// Any checkpoint to any format that llmctl writes: prepared as a plan, then carried out.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "formats/checkpoint.h"
+#include "formats/core/dtype.h"
+#include "reshard/executor.h"
+#include "reshard/model.h"
+
+namespace llmctl::reshard {
+
+enum class OnOverflow { kInf, kClamp, kError };
+
+struct ConvertOptions {
+  std::filesystem::path source;
+  /// FasterTransformer: the directory that receives <tp>-gpu, unless it is called that itself.
+  std::filesystem::path destination;
+  std::string format;  ///< name in kFormats: "hf", "ft"
+  int64_t tp = 1;
+  std::optional<DType> dtype;  ///< absent: as stored
+  OnOverflow on_overflow = OnOverflow::kInf;
+  bool ft_exact = false;  ///< config.ini as FasterTransformer's converters write it, nothing beside
+  std::string model_name;  ///< config.ini's label; empty: from the source
+  uint64_t max_shard_bytes = uint64_t{5} * 1000 * 1000 * 1000;
+  int jobs = 1;
+  uint64_t max_memory = uint64_t{384} << 20;
+  std::filesystem::path family_file;
+  bool overwrite = false;
+};
+
+struct ConvertSummary {
+  uint64_t bytes_read = 0, bytes_written = 0;
+  size_t num_tensors = 0, num_files = 0;
+  std::vector<std::pair<std::string, uint64_t>> overflows;  ///< tensor and count
+};
+
+/// A conversion ready to run. Nothing has been written. Not thread-safe.
+class Conversion {
+ public:
+  /// Reads and checks the source and plans everything. Throws what open_model throws; kUsage when
+  /// the request is impossible (tp does not fit, format cannot be written, an existing destination
+  /// without overwrite), kEnvironment when the disk is too small.
+  explicit Conversion(ConvertOptions options);
+  ~Conversion();
+  Conversion(const Conversion&) = delete;
+  Conversion& operator=(const Conversion&) = delete;
+
+  const Model& model() const;
+  const Plan& plan() const;
+  /// Where the result will stand.
+  const std::filesystem::path& target_path() const;
+  uint64_t bytes_to_write() const;
+  /// One line per target tensor: where it comes from, shapes, dtypes; then totals. For --dry-run.
+  std::string describe() const;
+  /// Model notes, and what the target cannot say, one line each.
+  const std::vector<std::string>& notes() const;
+
+  /// Writes. On any error nothing stands at the target path that did not stand there before.
+  ConvertSummary run(const std::function<void(uint64_t bytes)>& progress = {});
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace llmctl::reshard

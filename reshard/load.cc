@@ -1,0 +1,101 @@
+#include "reshard/load.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+
+#include "formats/core/error.h"
+#include "reshard/executor.h"
+#include "reshard/model.h"
+
+namespace llmctl::reshard {
+
+/// One allocation for all tensors of a rank: huge pages where the system has them.
+struct RankWeights::Block {
+  explicit Block(size_t bytes) : size(std::max<size_t>(bytes, 1)) {
+    void* address =
+        ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (address == MAP_FAILED) {
+      throw_errno("weights", "cannot take " + std::to_string(bytes) + " bytes of memory",
+                  "use a smaller --dtype, or a machine with more memory");
+    }
+    ::madvise(address, size, MADV_HUGEPAGE);
+    data = static_cast<std::byte*>(address);
+  }
+  ~Block() { ::munmap(data, size); }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+
+  size_t size;
+  std::byte* data = nullptr;
+};
+
+namespace {
+
+/// Fills the tensors where they will stay.
+class MemorySink : public TensorSink {
+ public:
+  explicit MemorySink(std::vector<std::byte*> targets) : targets_(std::move(targets)) {}
+  std::byte* memory(size_t tensor) override { return targets_[tensor]; }
+  void write(size_t, uint64_t, std::span<const std::byte>) override {}
+
+ private:
+  std::vector<std::byte*> targets_;
+};
+
+constexpr size_t kAlignment = 64;
+
+size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+}  // namespace
+
+const RankWeights::Tensor* RankWeights::find(const std::string& name) const {
+  const auto it = tensors_.find(name);
+  return it == tensors_.end() ? nullptr : &it->second;
+}
+
+const RankWeights::Tensor& RankWeights::get(const std::string& name) const {
+  const Tensor* tensor = find(name);
+  if (tensor == nullptr) throw Error(ErrorCode::kInternal, "no weight '" + name + "' was loaded");
+  return *tensor;
+}
+
+RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, const RankSlice& slice,
+                      std::optional<DType> matrix_dtype, ThreadPool& pool) {
+  PlanOptions options;
+  options.tp = slice.tensor_parallel_size;
+  options.only_rank = slice.tp_rank;
+  options.first_layer = slice.first_layer;
+  options.end_layer = slice.end_layer;
+  options.must_use_all = false;
+  options.target_name = "runtime";
+  options.dtype = [&](const Shape& shape, DType source) {
+    if (shape.size() < 2) return DType::F32;
+    const DType dtype = matrix_dtype.value_or(source);
+    return dtype_info(dtype).flag.empty() ? DType::F32 : dtype;
+  };
+  const Plan plan = make_plan(model, rules, options);
+  RankWeights weights;
+  size_t total = 0;
+  for (const PlannedTensor& tensor : plan.tensors) total += aligned(tensor.num_bytes());
+  auto block = std::make_shared<RankWeights::Block>(total);
+  std::vector<std::byte*> targets;
+  size_t offset = 0;
+  for (const PlannedTensor& tensor : plan.tensors) {
+    std::byte* data = block->data + offset;
+    weights.tensors_[tensor.target.name] = {tensor.target.dtype, tensor.target.shape, data};
+    targets.push_back(data);
+    offset += aligned(tensor.num_bytes());
+  }
+  MemorySink sink(std::move(targets));
+  ExecuteOptions execute_options;
+  execute_options.jobs = pool.num_threads();
+  execute(plan, sink, execute_options);
+  weights.blocks_.push_back(std::move(block));
+  weights.total_bytes_ = total;
+  return weights;
+}
+
+}  // namespace llmctl::reshard
