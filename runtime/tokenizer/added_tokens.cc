@@ -1,0 +1,106 @@
+#include "runtime/tokenizer/added_tokens.h"
+
+#include <algorithm>
+
+#include "runtime/tokenizer/unicode.h"
+
+namespace llmctl::runtime {
+
+namespace {
+
+/// Where the character that ends at `end` begins. Requires: end > 0.
+size_t character_before(std::string_view text, size_t end) {
+  do {
+    --end;
+  } while ((static_cast<uint8_t>(text[end]) & 0xC0) == 0x80);
+  return end;
+}
+
+bool word_ends_at(std::string_view text, size_t end) {
+  if (end == 0) return false;
+  size_t position = character_before(text, end);
+  return is_word_character(next_code_point(text, position));
+}
+
+bool word_starts_at(std::string_view text, size_t begin) {
+  return begin < text.size() && is_word_character(next_code_point(text, begin));
+}
+
+size_t skip_space_back(std::string_view text, size_t end) {
+  while (end > 0) {
+    const size_t begin = character_before(text, end);
+    size_t position = begin;
+    if (!is_white_space(next_code_point(text, position))) break;
+    end = begin;
+  }
+  return end;
+}
+
+size_t skip_space(std::string_view text, size_t begin) {
+  while (begin < text.size()) {
+    size_t position = begin;
+    if (!is_white_space(next_code_point(text, position))) break;
+    begin = position;
+  }
+  return begin;
+}
+
+}  // namespace
+
+void AddedTokenMatcher::add(std::string_view pattern, const AddedToken& token) {
+  if (pattern.empty()) return;
+  uint32_t node = 0;
+  for (const char c : pattern) {
+    const uint64_t edge = uint64_t{node} << 8 | static_cast<uint8_t>(c);
+    const auto [found, inserted] = edges_.emplace(edge, static_cast<uint32_t>(ends_.size()));
+    if (inserted) ends_.push_back(nullptr);
+    node = found->second;
+  }
+  starts_[static_cast<uint8_t>(pattern.front())] = true;
+  if (ends_[node] != nullptr) return;
+  tokens_.push_back(std::make_unique<AddedToken>(token));
+  ends_[node] = tokens_.back().get();
+}
+
+size_t AddedTokenMatcher::match_front(std::string_view text, const AddedToken*& token) const {
+  size_t best = 0;
+  uint32_t node = 0;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const auto edge = edges_.find(uint64_t{node} << 8 | static_cast<uint8_t>(text[i]));
+    if (edge == edges_.end()) break;
+    node = edge->second;
+    if (ends_[node] != nullptr) {
+      best = i + 1;
+      token = ends_[node];
+    }
+  }
+  return best;
+}
+
+void AddedTokenMatcher::split(std::string_view text, std::vector<Segment>& segments) const {
+  size_t done = 0;
+  for (size_t at = 0; at < text.size();) {
+    if (!starts_[static_cast<uint8_t>(text[at])]) {
+      ++at;
+      continue;
+    }
+    const AddedToken* token = nullptr;
+    const size_t length = match_front(text.substr(at), token);
+    if (length == 0) {
+      ++at;
+      continue;
+    }
+    size_t begin = at, end = at + length;
+    at = end;
+    if (token->single_word && (word_ends_at(text, begin) || word_starts_at(text, end))) continue;
+    // The match before may already have swallowed that space.
+    if (token->lstrip) begin = std::max(skip_space_back(text, begin), done);
+    if (token->rstrip) end = skip_space(text, end);
+    if (done < begin) segments.push_back({done, begin, -1});
+    segments.push_back({begin, end, token->id});
+    done = end;
+  }
+  if (done < text.size()) segments.push_back({done, text.size(), -1});
+}
+
+}  // namespace llmctl::runtime

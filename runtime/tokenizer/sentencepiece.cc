@@ -1,0 +1,269 @@
+#include <sentencepiece_processor.h>
+
+#include <algorithm>
+#include <array>
+#include <span>
+
+#include "formats/core/error.h"
+#include "formats/core/file.h"
+#include "runtime/tokenizer/sentencepiece_proto.h"
+#include "runtime/tokenizer/sources.h"
+#include "runtime/tokenizer/unicode.h"
+#include "runtime/tokenizer/vocabulary.h"
+
+namespace llmctl::runtime {
+
+namespace {
+
+constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // ▁
+
+/// What the tokenizer classes of transformers put around a text, and the special tokens they
+/// append behind the pieces of the model.
+struct SentencePieceClass {
+  std::string_view tokenizer_class;
+  bool add_bos_token, add_eos_token;  ///< when tokenizer_config.json does not say
+  std::span<const std::string_view> extra_tokens;
+  std::span<const size_t> prefix;  ///< indices into extra_tokens
+};
+
+// THUDM/chatglm2-6b tokenization_chatglm.py: every text begins with [gMASK] sop.
+constexpr std::array<std::string_view, 5> kChatGlmTokens = {"[MASK]", "[gMASK]", "[sMASK]", "sop",
+                                                            "eop"};
+constexpr std::array<size_t, 2> kChatGlmPrefix = {1, 3};
+
+constexpr std::array kClasses = {
+    SentencePieceClass{"", true, false, {}, {}},
+    SentencePieceClass{"LlamaTokenizer", true, false, {}, {}},
+    SentencePieceClass{"CodeLlamaTokenizer", true, false, {}, {}},
+    SentencePieceClass{"BaichuanTokenizer", true, false, {}, {}},
+    SentencePieceClass{"InternLMTokenizer", true, false, {}, {}},
+    SentencePieceClass{"InternLM2Tokenizer", true, false, {}, {}},
+    SentencePieceClass{"GemmaTokenizer", true, false, {}, {}},
+    SentencePieceClass{"ChatGLMTokenizer", false, false, kChatGlmTokens, kChatGlmPrefix},
+};
+
+class SentencePieceDecode;
+
+class SentencePieceTokenizer : public Tokenizer {
+ public:
+  SentencePieceTokenizer(const std::filesystem::path& path, const TokenizerConfig& config);
+
+  std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const override;
+  std::unique_ptr<DecodeState> start_decode(bool skip_special_tokens) const override;
+  int64_t vocab_size() const override { return vocab_size_; }
+  std::optional<int32_t> find_token(std::string_view token) const override;
+  std::optional<std::string> find_spelling(int32_t id) const override;
+  bool is_special(int32_t id) const override;
+
+ private:
+  friend class SentencePieceDecode;
+
+  bool is_piece(int32_t id) const { return id >= 0 && id < piece_count_; }
+  void choose_frame(const TokenizerConfig& config, const std::string& where);
+
+  sentencepiece::SentencePieceProcessor processor_;
+  SentencePieceSettings settings_;
+  int32_t piece_count_ = 0;
+  int64_t vocab_size_ = 0;
+  std::vector<int32_t> prefix_, suffix_;
+  std::vector<AddedToken> extra_tokens_;  ///< those behind the pieces, by id
+};
+
+/// SentencePieceProcessor::Decode, id by id (sentencepiece_processor.cc).
+class SentencePieceDecode : public DecodeState {
+ public:
+  SentencePieceDecode(const SentencePieceTokenizer& tokenizer, bool skip_special_tokens)
+      : tokenizer_(tokenizer), skip_special_tokens_(skip_special_tokens) {}
+
+  void push(int32_t id, std::string& text) override {
+    const auto& processor = tokenizer_.processor_;
+    if (tokenizer_.is_piece(id) && processor.IsByte(id)) {
+      push_byte(processor.IdToPiece(id), text);
+      return;
+    }
+    end_bytes(text);
+    // The space of the dummy prefix belongs to the first piece that prints something.
+    if (prefix_space_seen_ || printed_) at_start_ = false;
+    prefix_space_seen_ = false;
+    if (!tokenizer_.is_piece(id) || processor.IsControl(id)) {
+      if (!skip_special_tokens_ || !tokenizer_.is_special(id)) {
+        print(tokenizer_.find_spelling(id).value_or(""), text);
+      }
+      return;
+    }
+    if (processor.IsUnknown(id)) {
+      print(tokenizer_.settings_.unk_surface, text);
+      return;
+    }
+    std::string_view piece = processor.IdToPiece(id);
+    const SentencePieceSettings& settings = tokenizer_.settings_;
+    if (at_start_ && (settings.add_dummy_prefix || settings.remove_extra_whitespaces) &&
+        piece.starts_with(kSpaceSymbol)) {
+      piece.remove_prefix(kSpaceSymbol.size());
+      // Where extra space is removed all leading spaces go, not just one.
+      prefix_space_seen_ = !settings.remove_extra_whitespaces;
+    }
+    std::string out;
+    while (!piece.empty()) {
+      const size_t space = std::min(piece.find(kSpaceSymbol), piece.size());
+      out += piece.substr(0, space);
+      piece.remove_prefix(space);
+      if (piece.empty()) break;
+      out += ' ';
+      piece.remove_prefix(kSpaceSymbol.size());
+    }
+    print(out, text);
+  }
+
+  void finish(std::string& text) override { end_bytes(text); }
+
+ private:
+  void print(std::string_view part, std::string& text) {
+    text += part;
+    printed_ = printed_ || !part.empty();
+  }
+
+  /// `piece` is <0xNN>. Unlike elsewhere, each byte of an invalid run is one U+FFFD.
+  void push_byte(std::string_view piece, std::string& text) {
+    const auto digit = [](char c) { return c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10; };
+    bytes_ += static_cast<char>(digit(piece[3]) * 16 + digit(piece[4]));
+    while (!bytes_.empty()) {
+      const Utf8Front front = classify_utf8(bytes_);
+      if (front.kind == Utf8Kind::kTruncated) return;
+      const bool whole = front.kind == Utf8Kind::kCharacter;
+      print(whole ? std::string_view(bytes_).substr(0, front.length) : kReplacementCharacter, text);
+      bytes_.erase(0, whole ? front.length : 1);
+    }
+  }
+
+  void end_bytes(std::string& text) {
+    for (size_t i = 0; i < bytes_.size(); ++i) print(kReplacementCharacter, text);
+    bytes_.clear();
+  }
+
+  const SentencePieceTokenizer& tokenizer_;
+  bool skip_special_tokens_;
+  bool at_start_ = true, prefix_space_seen_ = false, printed_ = false;
+  std::string bytes_;  ///< of a character in progress
+};
+
+SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& path,
+                                               const TokenizerConfig& config) {
+  const std::string where = path.string();
+  const std::string bytes = read_text_file(path, kMaxTokenizerBytes);
+  if (looks_like_tiktoken(bytes)) {
+    throw_invalid(where, "a tiktoken vocabulary, which is not supported",
+                  "put the model's tokenizer.json beside it");
+  }
+  settings_ = read_sentencepiece_settings(bytes, where);
+  const auto status = processor_.LoadFromSerializedProto(bytes);
+  if (!status.ok()) {
+    throw_invalid(where, "not a SentencePiece model (" + printable(status.ToString()) + ")");
+  }
+  piece_count_ = processor_.GetPieceSize();
+  vocab_size_ = piece_count_;
+  choose_frame(config, where);
+  const int64_t limit = 2 * int64_t{piece_count_} + (int64_t{1} << 20);
+  for (const AddedToken& token : config.added_tokens) {
+    if (token.id < piece_count_) continue;
+    if (token.id >= limit) {
+      throw_invalid(config.directory.string(), "added token '" + printable(token.content, 60) +
+                                                   "' has id " + std::to_string(token.id) +
+                                                   ", far behind the model's " +
+                                                   std::to_string(piece_count_) + " pieces");
+    }
+    extra_tokens_.push_back(token);
+  }
+  for (const AddedToken& token : extra_tokens_) {
+    vocab_size_ = std::max<int64_t>(vocab_size_, int64_t{token.id} + 1);
+  }
+}
+
+void SentencePieceTokenizer::choose_frame(const TokenizerConfig& config, const std::string& where) {
+  const auto kind = std::find_if(kClasses.begin(), kClasses.end(), [&](const auto& entry) {
+    return entry.tokenizer_class == config.tokenizer_class;
+  });
+  if (kind == kClasses.end() && !config.add_bos_token) {
+    throw_invalid(where,
+                  "tokenizer class '" + printable(config.tokenizer_class, 60) +
+                      "' is not supported: whether its texts begin with BOS is not known",
+                  "set \"add_bos_token\" in tokenizer_config.json");
+  }
+  if (kind != kClasses.end()) {
+    for (const std::string_view content : kind->extra_tokens) {
+      AddedToken token;
+      token.id = static_cast<int32_t>(vocab_size_++);
+      token.content = content;
+      token.special = true;
+      extra_tokens_.push_back(token);
+    }
+    for (const size_t index : kind->prefix) prefix_.push_back(extra_tokens_[index].id);
+  }
+  const auto id_of = [&](const char* role, int fallback) -> std::optional<int32_t> {
+    const std::string* content = config.find_role(role);
+    if (content == nullptr) return fallback >= 0 ? std::optional<int32_t>(fallback) : std::nullopt;
+    return find_token(*content);
+  };
+  const auto need = [&](const char* role, std::optional<int32_t> id) {
+    if (!id) throw_invalid(where, std::string("no piece is the ") + role);
+    return *id;
+  };
+  const std::optional<int32_t> bos = id_of("bos_token", processor_.bos_id());
+  const bool class_adds_bos = kind != kClasses.end() && kind->add_bos_token && bos.has_value();
+  if (config.add_bos_token.value_or(class_adds_bos)) prefix_.push_back(need("bos_token", bos));
+  const bool class_adds_eos = kind != kClasses.end() && kind->add_eos_token;
+  if (config.add_eos_token.value_or(class_adds_eos)) {
+    suffix_.push_back(need("eos_token", id_of("eos_token", processor_.eos_id())));
+  }
+}
+
+std::vector<int32_t> SentencePieceTokenizer::encode(std::string_view text,
+                                                    bool add_special_tokens) const {
+  std::vector<int> pieces;
+  const auto status = processor_.Encode(to_valid_utf8(text), &pieces);
+  if (!status.ok()) {
+    throw Error(ErrorCode::kInternal, "libsentencepiece: " + printable(status.ToString()));
+  }
+  std::vector<int32_t> ids;
+  if (add_special_tokens) ids = prefix_;
+  ids.insert(ids.end(), pieces.begin(), pieces.end());
+  if (add_special_tokens) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
+  return ids;
+}
+
+std::unique_ptr<DecodeState> SentencePieceTokenizer::start_decode(bool skip_special_tokens) const {
+  return std::make_unique<SentencePieceDecode>(*this, skip_special_tokens);
+}
+
+std::optional<int32_t> SentencePieceTokenizer::find_token(std::string_view token) const {
+  for (const AddedToken& extra : extra_tokens_) {
+    if (extra.content == token) return extra.id;
+  }
+  // An unknown piece has the unknown token's id, which is then a wrong answer.
+  const int id = processor_.PieceToId(std::string(token));
+  if (!is_piece(id) || processor_.IdToPiece(id) != token) return std::nullopt;
+  return id;
+}
+
+std::optional<std::string> SentencePieceTokenizer::find_spelling(int32_t id) const {
+  if (is_piece(id)) return processor_.IdToPiece(id);
+  for (const AddedToken& extra : extra_tokens_) {
+    if (extra.id == id) return extra.content;
+  }
+  return std::nullopt;
+}
+
+bool SentencePieceTokenizer::is_special(int32_t id) const {
+  if (is_piece(id)) return processor_.IsControl(id);
+  return std::any_of(extra_tokens_.begin(), extra_tokens_.end(),
+                     [&](const AddedToken& extra) { return extra.id == id && extra.special; });
+}
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> open_sentencepiece(const std::filesystem::path& path,
+                                              const TokenizerConfig& config) {
+  return std::make_unique<SentencePieceTokenizer>(path, config);
+}
+
+}  // namespace llmctl::runtime

@@ -1,0 +1,30 @@
+// One reader per kind of tokenizer file; open_tokenizer chooses among them.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+
+#include "runtime/tokenizer/config.h"
+#include "runtime/tokenizer/tokenizer.h"
+
+namespace llmctl::runtime {
+
+/// A tokenizer.json. Every component it names is honoured or refused; "truncation" and "padding"
+/// are not applied.
+std::unique_ptr<Tokenizer> open_tokenizer_json(const std::filesystem::path& path,
+                                               const TokenizerConfig& config);
+
+/// GPT-2's pair of files: token -> id, and one merge per line.
+std::unique_ptr<Tokenizer> open_vocab_merges(const std::filesystem::path& vocab,
+                                             const std::filesystem::path& merges,
+                                             const TokenizerConfig& config);
+
+/// A SentencePiece model, run by libsentencepiece. Special tokens written in a text are ordinary
+/// text to it.
+std::unique_ptr<Tokenizer> open_sentencepiece(const std::filesystem::path& path,
+                                              const TokenizerConfig& config);
+
+/// Guards against a file that is no tokenizer at all.
+inline constexpr uint64_t kMaxTokenizerBytes = uint64_t{256} << 20;
+
+}  // namespace llmctl::runtime

@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""Compares llmctl's tokenizers with the Python libraries on a whole corpus and on random Unicode.
+
+    tokenizers_interop.py --tests build/dev/tests/llmctl_tests --data ../shared/data
+
+For every tokenizer folder under DATA/tokenizers (and the SentencePiece models under DATA/models) all
+lines of wikitext-2/test.txt, all of it as one text, and 2,000 random strings are encoded and decoded
+by both; ids and texts must be equal. Needs the Python packages tokenizers and sentencepiece.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+
+# Characters that tokenizers stumble over, beside those drawn from whole blocks.
+NASTY = [" ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", "\u00a0", "\u2003", "\u3000", "\u180e", "\u200b", "\u200d", "\ufeff",
+         "'s", "'S", "'ll", "'re", "\u017f", "e\u0301", "\u1e9b\u0323", "\uac00", "\u1100\u1161", "\u0130", "\u212a", "\ufb01",
+         "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f1e9\U0001f1ea", "\u2460", "\u24b6", "\u0660", "\u00bd", "\u4e00",
+         "\u3042", "\u0e01\u0e33", "\u0915\u094d\u0937", "<unk>", "<s>", "</s>", "<|endoftext|>", "<|im_start|>", "<0x0A>",
+         "\u2581", "\u2581\u2581", "\u0000", "\u0001", "\u007f", "\u0085", "\ufffd", "\U0010ffff", "1234567", "a", "the", "The"]
+BLOCKS = [(0x20, 0x7E)] * 4 + [(0xA0, 0x24F), (0x370, 0x52F), (0x590, 0x6FF), (0x900, 0x97F), (0xE00, 0xE7F), (0x1100, 0x11FF),
+                               (0x1E00, 0x20CF), (0x2100, 0x27BF), (0x3000, 0x30FF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3),
+                               (0xF900, 0xFAFF), (0xFE00, 0xFFEF), (0x1D400, 0x1D7FF), (0x1F300, 0x1FAFF), (0x20000, 0x2A6DF)]
+
+
+def random_texts(count, seed):
+    rng = random.Random(seed)
+    texts = []
+    for _ in range(count):
+        parts = []
+        for _ in range(rng.randrange(1, 40)):
+            if rng.random() < 0.35:
+                parts.append(rng.choice(NASTY))
+            else:
+                low, high = rng.choice(BLOCKS)
+                parts.append(chr(rng.randint(low, high)))
+        texts.append("".join(parts))
+    return texts
+
+
+class TokenizersOracle:
+    def __init__(self, path):
+        import tokenizers
+        self.tokenizer = tokenizers.Tokenizer.from_file(path)
+        self.tokenizer.no_truncation()
+
+    def run(self, texts):
+        encodings = [e.ids for e in self.tokenizer.encode_batch(texts)]
+        return [(ids, self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in encodings]
+
+
+class SentencePieceOracle:
+    def __init__(self, path, prefix, suffix):
+        import sentencepiece
+        self.model = sentencepiece.SentencePieceProcessor(model_file=path)
+        self.prefix, self.suffix = prefix, suffix
+
+    def run(self, texts):
+        out = []
+        for text in texts:
+            ids = self.model.encode(text)
+            out.append((self.prefix + ids + self.suffix, self.model.decode(ids)))
+        return out
+
+
+def llmctl(tests, directory, texts, work):
+    source, target = os.path.join(work, "in.json"), os.path.join(work, "out.json")
+    with open(source, "w", encoding="utf-8") as f:
+        json.dump(texts, f)
+    environment = dict(os.environ, LLMCTL_TOKENIZER_DIRECTORY=directory, LLMCTL_TOKENIZER_INPUT=source,
+                       LLMCTL_TOKENIZER_OUTPUT=target)
+    subprocess.run([tests, "-tc=tokenizer: dumps ids for the interop script", "--no-skip"], env=environment, check=True,
+                   stdout=subprocess.DEVNULL)
+    with open(target, encoding="utf-8") as f:
+        return [(case["ids"], case["text"]) for case in json.load(f)]
+
+
+def compare(name, ours, oracle, texts):
+    different = [i for i in range(len(texts)) if ours[i] != oracle[i]]
+    print(f"{name}: {len(texts) - len(different)} of {len(texts)} texts equal")
+    for i in different[:5]:
+        print("  text  ", ascii(texts[i])[:300])
+        print("  llmctl", str(ours[i])[:300])
+        print("  oracle", str(oracle[i])[:300])
+    return not different
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tests", required=True, help="the llmctl_tests binary")
+    parser.add_argument("--data", required=True, help="the test data folder")
+    parser.add_argument("--only", help="one tokenizer by name")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+
+    with open(os.path.join(arguments.data, "text/wikitext-2/test.txt"), encoding="utf-8", newline="") as f:
+        corpus = f.read()
+    print("seed", arguments.seed)
+    random_part = random_texts(2000, arguments.seed)
+    # An empty text decodes to nothing either way; SentencePiece refuses none.
+    texts = corpus.split("\n") + random_part + [corpus[:200000]]
+
+    tokenizers_root = os.path.join(arguments.data, "tokenizers")
+    cases = [(name, f"{name}/{file}") for name, file in [("gpt2", "tokenizer.json"), ("llama3", "tokenizer.json"),
+                                                         ("qwen2", "tokenizer.json"), ("gptneox", "20B_tokenizer.json"),
+                                                         ("llama2", "tokenizer.json")]]
+    ok = True
+    with tempfile.TemporaryDirectory() as work:
+        def case(name, oracle, files):
+            nonlocal ok
+            if arguments.only and arguments.only != name:
+                return
+            directory = os.path.join(work, name.replace("/", "-"))
+            os.makedirs(directory)
+            for source, target in files:
+                shutil.copy(source, os.path.join(directory, target))
+            ok = compare(name, llmctl(arguments.tests, directory, texts, work), oracle().run(texts), texts) and ok
+
+        for name, file in cases:
+            path = os.path.join(tokenizers_root, file)
+            case(name, lambda: TokenizersOracle(path), [(path, "tokenizer.json")])
+        gpt2 = os.path.join(tokenizers_root, "gpt2")
+        case("gpt2/vocab.json", lambda: TokenizersOracle(os.path.join(gpt2, "tokenizer.json")),
+             [(os.path.join(gpt2, f), f) for f in ("vocab.json", "merges.txt")])
+        qwen2 = os.path.join(tokenizers_root, "qwen2")
+        case("qwen2/vocab.json", lambda: TokenizersOracle(os.path.join(qwen2, "tokenizer.json")),
+             [(os.path.join(qwen2, f), f) for f in ("vocab.json", "merges.txt", "tokenizer_config.json")])
+        for folder, prefix, suffix in [("tokenizers/llama2", [1], []), ("tokenizers/baichuan2", [], []),
+                                       ("tokenizers/chatglm2", [64790, 64792], []), ("tokenizers/yuan2", [1], [2]),
+                                       ("models/llama-stories260K", [1], [])]:
+            root = os.path.join(arguments.data, folder)
+            files = [f for f in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+                     if os.path.exists(os.path.join(root, f))]
+            case(folder.split("/")[1] + "/tokenizer.model",
+                 lambda: SentencePieceOracle(os.path.join(root, "tokenizer.model"), prefix, suffix),
+                 [(os.path.join(root, f), f) for f in files])
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
