@@ -35,4 +35,7 @@ Checkpoint read_checkpoint(const std::filesystem::path& path);
 /// By `--to` name; nothing when unknown.
 const Format* find_format(std::string_view name);
 
+/// The summaries of all rows on one line, for messages.
+std::string describe_known_formats();
+
 }  // namespace llmctl::formats

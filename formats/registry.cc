@@ -1,0 +1,66 @@
+#include "formats/registry.h"
+
+#include <array>
+#include <system_error>
+
+#include "formats/core/error.h"
+#include "formats/faster_transformer.h"
+#include "formats/hugging_face.h"
+#include "formats/safetensors.h"
+#include "formats/stranger.h"
+
+namespace llmctl::formats {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::array kFormats = {
+    Format{"hf", "Hugging Face directory (safetensors or torch weights, config.json)",
+           detect_hugging_face, read_hugging_face, place_safetensors},
+    Format{"ft", "FasterTransformer N-gpu directory (model.*.bin, config.ini)",
+           detect_faster_transformer, read_faster_transformer, place_faster_transformer},
+};
+
+}  // namespace
+
+std::span<const Format> format_table() { return kFormats; }
+
+const Format* find_format(std::string_view name) {
+  for (const Format& format : kFormats) {
+    if (format.name == name) return &format;
+  }
+  return nullptr;
+}
+
+std::string describe_known_formats() {
+  std::string text;
+  for (const Format& format : kFormats) {
+    text += (text.empty() ? "" : "; ") + std::string(format.summary);
+  }
+  return text;
+}
+
+Checkpoint read_checkpoint(const fs::path& path) {
+  if (path.empty()) throw_usage("checkpoint", "the path is empty", "name a directory or a file");
+  std::error_code ec;
+  const fs::file_status status = fs::status(path, ec);
+  if (!fs::exists(status)) {
+    throw_invalid(path.string(), ec && ec != std::errc::no_such_file_or_directory
+                                     ? "cannot be opened: " + ec.message()
+                                     : "no such file or directory");
+  }
+  const bool is_directory = fs::is_directory(status);
+  if (!is_directory && !fs::is_regular_file(status)) {
+    throw_invalid(path.string(), "neither a directory nor a regular file");
+  }
+  for (const Format& format : kFormats) {
+    if (format.detect(path)) return format.read(path);
+  }
+  const auto stranger =
+      is_directory ? describe_stranger_directory(path) : describe_stranger_file(path);
+  if (stranger) throw_invalid(path.string(), "this is " + stranger->what, stranger->hint);
+  throw_invalid(path.string(), "not a checkpoint that llmctl knows",
+                "known are: " + describe_known_formats());
+}
+
+}  // namespace llmctl::formats
