@@ -5,8 +5,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <limits>
+#include <random>
 #include <system_error>
 #include <utility>
 
@@ -33,12 +36,17 @@ void sync_directory(const fs::path& path) {
   if (result != 0 && saved != EINVAL) throw_errno(path.string(), "cannot sync directory");
 }
 
+fs::path parent_of(const fs::path& path) {
+  return path.has_parent_path() ? path.parent_path() : fs::path(".");
+}
+
 }  // namespace
 
 File::File(int descriptor, fs::path path) : descriptor_(descriptor), path_(std::move(path)) {}
 
 File File::open_read(const fs::path& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: opening a pipe must fail below, not wait for a writer. Regular files ignore it.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) {
     if (errno == ENOENT || errno == ENOTDIR) throw_invalid(path.string(), "no such file");
     throw_errno(path.string(), "cannot open");
@@ -95,13 +103,26 @@ void File::write_at(std::span<const std::byte> data, uint64_t offset) {
       if (errno == EINTR) continue;
       throw_errno(path_.string(), "cannot write");
     }
+    if (n == 0) throw Error(ErrorCode::kEnvironment, "cannot write any further", path_.string());
     done += static_cast<size_t>(n);
   }
 }
 
 void File::allocate(uint64_t size_bytes) {
   if (size_bytes == 0) return;
-  const int result = ::posix_fallocate(descriptor_, 0, static_cast<off_t>(size_bytes));
+  if (size_bytes > static_cast<uint64_t>(std::numeric_limits<off_t>::max())) {
+    throw Error(ErrorCode::kEnvironment,
+                "no file can have " + std::to_string(size_bytes) + " bytes", path_.string());
+  }
+  int result = 0;
+  do {
+    result = ::posix_fallocate(descriptor_, 0, static_cast<off_t>(size_bytes));
+  } while (result == EINTR);
+  // A file system that cannot reserve can still hold the file; it may then fill up half-way.
+  if ((result == EOPNOTSUPP || result == EINVAL || result == ENOSYS) &&
+      ::ftruncate(descriptor_, static_cast<off_t>(size_bytes)) == 0) {
+    return;
+  }
   if (result != 0) {
     errno = result;
     throw_errno(path_.string(), "cannot reserve " + std::to_string(size_bytes) + " bytes",
@@ -140,26 +161,58 @@ std::string read_text_file(const fs::path& path, uint64_t max_bytes) {
 
 AtomicDirectory::AtomicDirectory(fs::path target, bool overwrite)
     : target_(std::move(target)), overwrite_(overwrite) {
-  while (!target_.has_filename() && target_.has_parent_path()) target_ = target_.parent_path();
   if (target_.empty()) throw_usage("destination", "the path is empty", "name a directory");
+  while (!target_.has_filename() && target_.has_relative_path()) target_ = target_.parent_path();
+  check_replaceable();
+  const fs::path parent = parent_of(target_);
   std::error_code ec;
-  if (fs::exists(fs::symlink_status(target_, ec)) && !overwrite_) {
-    throw_usage(target_.string(), "already exists",
-                "give --overwrite to replace it, or name another destination");
-  }
-  const fs::path parent = target_.has_parent_path() ? target_.parent_path() : fs::path(".");
   if (!fs::is_directory(parent, ec)) {
     throw_usage(parent.string(), "no such directory", "make it first");
   }
-  std::string pattern =
-      (parent / ("." + target_.filename().string() + ".llmctl-XXXXXX")).string();
-  if (::mkdtemp(pattern.data()) == nullptr) throw_errno(parent.string(), "cannot write here");
-  working_ = pattern;
-  ::chmod(working_.c_str(), 0777 & ~[] {
-    const mode_t mask = ::umask(0);
-    ::umask(mask);
-    return mask;
-  }());
+  // mkdir rather than mkdtemp, whose 0700 would have to be widened to what the umask allows.
+  std::random_device random;
+  const std::string start = "." + target_.filename().string().substr(0, 200) + ".llmctl-";
+  for (int attempt = 0;; ++attempt) {
+    char suffix[9];
+    std::snprintf(suffix, sizeof suffix, "%08x", static_cast<unsigned>(random()));
+    working_ = parent / (start + suffix);
+    if (::mkdir(working_.c_str(), 0777) == 0) break;
+    if (errno != EEXIST || attempt == 100) throw_errno(parent.string(), "cannot write here");
+  }
+}
+
+void AtomicDirectory::check_replaceable() {
+  std::error_code ec;
+  const fs::file_status link = fs::symlink_status(target_, ec);
+  const fs::path name = target_.filename();
+  if (!fs::exists(link) && name != "." && name != "..") return;
+  if (!overwrite_) {
+    throw_usage(target_.string(), "already exists",
+                "give --overwrite to replace it, or name another destination");
+  }
+  // The place that a link names is what the user chose; replacing the link would miss its disk.
+  if (fs::is_symlink(link) || name == "." || name == "..") {
+    const fs::path resolved = fs::canonical(target_, ec);
+    if (ec) throw_usage(target_.string(), "a symbolic link that leads nowhere", "remove it first");
+    target_ = resolved;
+  }
+  if (!fs::is_directory(target_, ec)) {
+    throw_usage(target_.string(), "exists and is not a directory", "name another destination");
+  }
+  const fs::path whole = fs::canonical(target_, ec);
+  const fs::path current = fs::current_path(ec);
+  if (!ec && std::mismatch(whole.begin(), whole.end(), current.begin(), current.end()).first ==
+                 whole.end()) {
+    throw_usage(target_.string(), "is or holds the current directory, which cannot be replaced",
+                "name another destination");
+  }
+  struct stat own {
+  }, above{};
+  if (::stat(target_.c_str(), &own) == 0 && ::stat(parent_of(target_).c_str(), &above) == 0 &&
+      own.st_dev != above.st_dev) {
+    throw_usage(target_.string(), "is a mount point, which cannot be replaced",
+                "name a directory inside it");
+  }
 }
 
 AtomicDirectory::~AtomicDirectory() {
@@ -169,8 +222,13 @@ AtomicDirectory::~AtomicDirectory() {
 }
 
 void AtomicDirectory::commit() {
-  for (const auto& entry : fs::recursive_directory_iterator(working_)) {
-    if (entry.is_directory()) sync_directory(entry.path());
+  if (committed_) throw Error(ErrorCode::kInternal, "committed twice", target_.string());
+  try {
+    for (const auto& entry : fs::recursive_directory_iterator(working_)) {
+      if (entry.is_directory()) sync_directory(entry.path());
+    }
+  } catch (const fs::filesystem_error& e) {
+    throw Error(ErrorCode::kEnvironment, "cannot list: " + e.code().message(), working_.string());
   }
   sync_directory(working_);
   std::error_code ec;
@@ -180,10 +238,13 @@ void AtomicDirectory::commit() {
                 "give --overwrite to replace it");
   }
   const unsigned flags = exists ? RENAME_EXCHANGE : RENAME_NOREPLACE;
+  fs::path old = working_;
   if (::renameat2(AT_FDCWD, working_.c_str(), AT_FDCWD, target_.c_str(), flags) != 0) {
-    if (errno != EINVAL && errno != ENOSYS) throw_errno(target_.string(), "cannot rename into place");
+    if (errno != EINVAL && errno != ENOSYS && errno != EOPNOTSUPP) {
+      throw_errno(target_.string(), "cannot rename into place");
+    }
     // File systems without renameat2: keep the old tree under a second name until the new stands.
-    const fs::path old = working_.string() + ".old";
+    old += ".old";
     if (exists && std::rename(target_.c_str(), old.c_str()) != 0) {
       throw_errno(target_.string(), "cannot rename");
     }
@@ -193,13 +254,10 @@ void AtomicDirectory::commit() {
       errno = saved;
       throw_errno(target_.string(), "cannot rename into place");
     }
-    committed_ = true;
-    if (exists) fs::remove_all(old, ec);
-  } else {
-    committed_ = true;
-    if (exists) fs::remove_all(working_, ec);
   }
-  sync_directory(target_.has_parent_path() ? target_.parent_path() : fs::path("."));
+  committed_ = true;
+  if (exists) fs::remove_all(old, ec);
+  sync_directory(parent_of(target_));
 }
 
 }  // namespace llmctl

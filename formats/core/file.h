@@ -69,8 +69,10 @@ std::string read_text_file(const std::filesystem::path& path, uint64_t max_bytes
 /// `commit` syncs and renames it into place. Not thread-safe; the files inside are the callers'.
 class AtomicDirectory {
  public:
-  /// Requires: the parent of `target` exists. With `overwrite` an existing target is replaced at
-  /// commit; without, an existing target throws kUsage at once and nothing is written.
+  /// Requires: the parent of `target` exists. With `overwrite` an existing directory (or the one that
+  /// a symbolic link names) is replaced at commit; without, an existing target throws kUsage at once
+  /// and nothing is written. A file, a mount point and the current directory or one above it are
+  /// never replaced.
   AtomicDirectory(std::filesystem::path target, bool overwrite);
   /// Removes the temporary directory unless committed. Never throws.
   ~AtomicDirectory();
@@ -83,6 +85,8 @@ class AtomicDirectory {
   void commit();
 
  private:
+  void check_replaceable();
+
   std::filesystem::path target_, working_;
   bool overwrite_, committed_ = false;
 };

@@ -11,8 +11,12 @@
 #include <fstream>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include "formats/core/error.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -85,6 +89,15 @@ struct ThreadPool::State {
     }
   }
 
+  void join_all() {
+    {
+      const std::lock_guard lock(mutex);
+      stop.store(true);
+    }
+    work_ready.notify_all();
+    for (std::thread& thread : threads) thread.join();
+  }
+
   void worker() {
     uint64_t seen = 0;
     for (;;) {
@@ -107,19 +120,21 @@ struct ThreadPool::State {
 ThreadPool::ThreadPool(int num_threads)
     : num_threads_(std::max(1, num_threads)), state_(std::make_unique<State>()) {
   state_->may_spin = num_threads_ <= available_cores();
-  for (int i = 1; i < num_threads_; ++i) {
-    state_->threads.emplace_back([state = state_.get()] { state->worker(); });
+  try {
+    for (int i = 1; i < num_threads_; ++i) {
+      state_->threads.emplace_back([state = state_.get()] { state->worker(); });
+    }
+  } catch (const std::system_error& e) {
+    const size_t started = state_->threads.size() + 1;
+    state_->join_all();  // a joinable thread must not be destroyed
+    throw Error(
+        ErrorCode::kEnvironment,
+        "only " + std::to_string(started) + " threads could be started: " + e.code().message(),
+        std::to_string(num_threads_) + " threads", "ask for fewer");
   }
 }
 
-ThreadPool::~ThreadPool() {
-  {
-    const std::lock_guard lock(state_->mutex);
-    state_->stop.store(true);
-  }
-  state_->work_ready.notify_all();
-  for (std::thread& thread : state_->threads) thread.join();
-}
+ThreadPool::~ThreadPool() { state_->join_all(); }
 
 void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t)>& body) {
   if (count <= 0) return;
@@ -130,6 +145,9 @@ void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t)>&
   State& s = *state_;
   {
     const std::lock_guard lock(s.mutex);
+    if (s.body != nullptr) {
+      throw Error(ErrorCode::kInternal, "a thread pool runs one loop at a time");
+    }
     s.count = count;
     s.body = &body;
     s.error = nullptr;
@@ -145,8 +163,13 @@ void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t)>&
     s.work_done.wait(lock, done);
   }
   // The last worker signals under the lock: take it once, so that it has left before we return.
-  const std::lock_guard lock(s.mutex);
-  if (s.error) std::rethrow_exception(s.error);
+  std::exception_ptr error;
+  {
+    const std::lock_guard lock(s.mutex);
+    s.body = nullptr;
+    error = std::exchange(s.error, nullptr);
+  }
+  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace llmctl
