@@ -343,7 +343,7 @@ class ModelBuilder {
       const std::string stored =
           model_.checkpoint_.tensors[static_cast<size_t>(head->second.front().tensor)].name;
       if (same_bytes(head->second.front(), embed->second.front())) {
-        if (!c.tie_word_embeddings) return;
+        c.tie_word_embeddings = true;
         model_.dropped_.push_back({stored, "tied head, equal to the embedding"});
         model_.pieces_.erase(head);
       } else {
