@@ -30,6 +30,11 @@ struct GenerateRequest {
   std::vector<int64_t> stop_ids;  ///< the first of these to be generated ends the sequence
 };
 
+/// Throws kUsage for an empty prompt, an id that the vocabulary lacks, sampling parameters out of
+/// range, or prompt + max_new_tokens beyond the model's positions (the last token generated needs
+/// none).
+void check_request(const GenerateRequest& request, const ModelConfig& config);
+
 struct GenerateResult {
   std::vector<int32_t> ids;  ///< generated, the stop id included
   bool stopped = false;      ///< by a stop id; otherwise by max_new_tokens
@@ -63,9 +68,8 @@ class Engine {
   /// Of all ranks together.
   uint64_t weight_bytes() const;
 
-  /// Runs all requests as one batch of sequences of any lengths. Throws kUsage, before running,
-  /// for an empty prompt, an id that the vocabulary lacks, or prompt + max_new_tokens beyond the
-  /// model's positions; kInterrupted when the process was asked to stop.
+  /// Runs all requests as one batch of sequences of any lengths. Throws what check_request throws,
+  /// before running; kInterrupted when the process was asked to stop.
   GenerateReport generate(std::span<const GenerateRequest> requests,
                           const TokenCallback& on_token = {});
 
