@@ -20,12 +20,10 @@ struct NpyArray {
 inline NpyArray read_npy(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
   const std::string bytes((std::istreambuf_iterator<char>(in)), {});
-  const auto fail = [&](const char* why) {
-    throw std::runtime_error(path.string() + ": " + why);
-  };
+  const auto fail = [&](const char* why) { throw std::runtime_error(path.string() + ": " + why); };
   if (bytes.size() < 10 || bytes.compare(0, 6, "\x93NUMPY") != 0) fail("not an .npy file");
-  const size_t start =
-      10 + static_cast<unsigned char>(bytes[8]) + size_t{256} * static_cast<unsigned char>(bytes[9]);
+  const size_t start = 10 + static_cast<unsigned char>(bytes[8]) +
+                       size_t{256} * static_cast<unsigned char>(bytes[9]);
   const std::string header = bytes.substr(10, start - 10);
   if (header.find("'<f4'") == std::string::npos) fail("not F32");
   if (header.find("'fortran_order': False") == std::string::npos) fail("not row-major");
