@@ -35,8 +35,8 @@ NpyWriter::NpyWriter(std::filesystem::path path, int64_t num_rows, int64_t num_c
   const std::string text = header(num_rows, num_columns);
   file_->write_at(std::as_bytes(std::span(text)), 0);
   offset_ = text.size();
-  expected_ = offset_ + static_cast<uint64_t>(num_rows) * static_cast<uint64_t>(num_columns) *
-                            sizeof(float);
+  expected_ = offset_ +
+              static_cast<uint64_t>(num_rows) * static_cast<uint64_t>(num_columns) * sizeof(float);
 }
 
 NpyWriter::~NpyWriter() {
