@@ -31,10 +31,13 @@ void cpu::linear(Isa isa, float* y, const float* x, const void* w, DType w_dtype
     static_cast<void>(isa);
     generic_linear_rows(rows);
   };
-  // At least 128 KiB of weights a claim, or as much work: small enough that a thread which loses
-  // its core does not hold up the others.
+  // With few tokens 128 KiB of weights a claim, small enough that a thread which loses its core
+  // does not hold up the others; with many, more rows, because each claim reads all activations.
+  constexpr int64_t kPrefillRows = 64;
   const int64_t row_bytes = std::max<int64_t>(1, k * static_cast<int64_t>(dtype_bytes(w_dtype)));
-  const int64_t wanted = (int64_t{128} << 10) / row_bytes / std::min<int64_t>(num_tokens, 8);
+  const int64_t fitting = (int64_t{128} << 10) / row_bytes;
+  const int64_t fair = n / (2 * pool.num_threads());
+  const int64_t wanted = num_tokens <= 8 ? fitting : std::min(fair, kPrefillRows);
   const int64_t chunk = std::clamp<int64_t>(wanted / 16 * 16, 16, 1024);
   const auto body = [&](int64_t i) {
     run({y, x, w, w_dtype, bias, num_tokens, n, k, y_stride, i * chunk,

@@ -31,9 +31,9 @@ struct LoadBF16 {
 
 /// Rows of weights and tokens of activations whose accumulators are in registers at once.
 constexpr int kRowTile = 4;
-constexpr int kTokenTile = Simd::kWidth == 16 ? 6 : 2;
-/// Bytes of activations that stay in L2 while a range of rows passes over them.
-constexpr int64_t kTokenBlockBytes = int64_t{384} << 10;
+constexpr int kTokenTile = Simd::kWidth == 16 ? 6 : 3;
+/// Activations that stay in L2 while a range of rows passes over them.
+constexpr int64_t kTokenBlockBytes = int64_t{512} << 10;
 
 template <class Load, int kRows, int kTokens, bool kPrefetch>
 void tile(const LinearRows& args, int64_t row, int64_t token) {
@@ -49,53 +49,74 @@ void tile(const LinearRows& args, int64_t row, int64_t token) {
   }
   int64_t i = 0;
   for (; i + Simd::kWidth <= k; i += Simd::kWidth) {
-    F wide[kRows];
+    F xs[kTokens];
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) xs[t] = Simd::load(x + t * k + i);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      wide[r] = Load::full(w + r * k + i);
-      // The rows of the next tile at the same column: with rows read side by side the hardware
-      // sees no stream long enough to run ahead by itself.
+      const F wide = Load::full(w + r * k + i);
+      // The rows of the next tile at the same column: rows read side by side are too short for the
+      // hardware to run ahead of them by itself.
       if (kPrefetch) __builtin_prefetch(w + (kRows + r) * k + i, 0, 3);
-    }
 #pragma GCC unroll 8
-    for (int t = 0; t < kTokens; ++t) {
-      const F xv = Simd::load(x + t * k + i);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) acc[r][t] = Simd::fma(wide[r], xv, acc[r][t]);
+      for (int t = 0; t < kTokens; ++t) acc[r][t] = Simd::fma(wide, xs[t], acc[r][t]);
     }
   }
   if (i < k) {
-    F wide[kRows];
+    F xs[kTokens];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) wide[r] = Load::part(w + r * k + i, k - i);
+    for (int t = 0; t < kTokens; ++t) xs[t] = Simd::load_n(x + t * k + i, k - i);
 #pragma GCC unroll 8
-    for (int t = 0; t < kTokens; ++t) {
-      const F xv = Simd::load_n(x + t * k + i, k - i);
+    for (int r = 0; r < kRows; ++r) {
+      const F wide = Load::part(w + r * k + i, k - i);
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) acc[r][t] = Simd::fma(wide[r], xv, acc[r][t]);
+      for (int t = 0; t < kTokens; ++t) acc[r][t] = Simd::fma(wide, xs[t], acc[r][t]);
     }
   }
 #pragma GCC unroll 8
-  for (int t = 0; t < kTokens; ++t) {
+  for (int r = 0; r < kRows; ++r) {
+    const float bias = args.bias != nullptr ? args.bias[row + r] : 0.0F;
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const float bias = args.bias != nullptr ? args.bias[row + r] : 0.0F;
+    for (int t = 0; t < kTokens; ++t) {
       args.y[(token + t) * args.y_stride + row + r] = Simd::sum(acc[r][t]) + bias;
     }
   }
 }
 
-/// All tokens in [begin, end) against kRows rows.
+/// 1 .. kTokenTile tokens.
 template <class Load, int kRows, bool kPrefetch>
-void token_sweep(const LinearRows& args, int64_t row, int64_t begin, int64_t end) {
-  int64_t token = begin;
-  for (; token + kTokenTile <= end; token += kTokenTile) {
-    tile<Load, kRows, kTokenTile, kPrefetch>(args, row, token);
+void token_tile(const LinearRows& args, int64_t row, int64_t token, int64_t count) {
+  switch (count) {
+    case 1:
+      return tile<Load, kRows, 1, kPrefetch>(args, row, token);
+    case 2:
+      return tile<Load, kRows, 2, kPrefetch>(args, row, token);
+    case 3:
+      return tile<Load, kRows, 3, kPrefetch>(args, row, token);
+    default:
+      break;
   }
-  if constexpr (kTokenTile > 2) {
-    for (; token + 2 <= end; token += 2) tile<Load, kRows, 2, kPrefetch>(args, row, token);
+  if constexpr (kTokenTile > 3) {
+    if (count == 4) return tile<Load, kRows, 4, kPrefetch>(args, row, token);
+    if (count == 5) return tile<Load, kRows, 5, kPrefetch>(args, row, token);
+    return tile<Load, kRows, 6, kPrefetch>(args, row, token);
   }
-  for (; token < end; ++token) tile<Load, kRows, 1, kPrefetch>(args, row, token);
+}
+
+/// Tokens [begin, end) against kRows rows, in tiles as even as can be: two of 4 are faster than
+/// one of 6 and one of 2. The first one brings the next rows in.
+template <class Load, int kRows>
+void token_sweep(const LinearRows& args, int64_t row, int64_t begin, int64_t end, bool prefetch) {
+  int64_t tiles = (end - begin + kTokenTile - 1) / kTokenTile;
+  for (int64_t token = begin; token < end; --tiles) {
+    const int64_t count = (end - token + tiles - 1) / tiles;
+    if (prefetch && token == begin) {
+      token_tile<Load, kRows, true>(args, row, token, count);
+    } else {
+      token_tile<Load, kRows, false>(args, row, token, count);
+    }
+    token += count;
+  }
 }
 
 template <class Load>
@@ -106,13 +127,9 @@ void rows(const LinearRows& args) {
     const int64_t end = begin + block < args.num_tokens ? begin + block : args.num_tokens;
     int64_t row = args.row_begin;
     for (; row + kRowTile <= args.row_end; row += kRowTile) {
-      if (end - begin <= kTokenTile && row + 2 * kRowTile <= args.n) {
-        token_sweep<Load, kRowTile, true>(args, row, begin, end);
-      } else {
-        token_sweep<Load, kRowTile, false>(args, row, begin, end);
-      }
+      token_sweep<Load, kRowTile>(args, row, begin, end, row + 2 * kRowTile <= args.n);
     }
-    for (; row < args.row_end; ++row) token_sweep<Load, 1, false>(args, row, begin, end);
+    for (; row < args.row_end; ++row) token_sweep<Load, 1>(args, row, begin, end, false);
   }
 }
 
