@@ -8,6 +8,7 @@
 #include "cli/size.h"
 #include "cli/suggest.h"
 #include "formats/core/error.h"
+#include "formats/core/thread_pool.h"
 
 namespace llmctl::cli {
 namespace {
@@ -37,6 +38,10 @@ CLI::Option* check_with(CLI::Option* option, Check check) {
       ""));
 }
 
+void refuse_empty(const std::string& flag, const std::string& path) {
+  if (path.empty()) throw_usage(flag, "the path is empty", "give a file or a directory");
+}
+
 std::string range_text(const std::string& kind, const std::string& low, const std::string& high) {
   return "not a " + kind + (high.empty() ? " of at least " + low : " from " + low + " to " + high);
 }
@@ -55,9 +60,25 @@ CLI::Option* add_path(CLI::App& verb, const std::string& name, std::string& targ
   CLI::Option* option = verb.add_option(name, target, description)->type_name("PATH");
   if (name.front() != '-') option->required()->type_name("");
   const std::string flag = first_name(name);
-  return check_with(option, [flag](const std::string& value) {
-    if (value.empty()) throw_usage(flag, "the path is empty", "give a file or a directory");
-  });
+  return check_with(option, [flag](const std::string& value) { refuse_empty(flag, value); });
+}
+
+CLI::Option* add_paths(CLI::App& verb, const std::string& name, std::vector<std::string>& target,
+                       const std::string& description) {
+  CLI::Option* option =
+      verb.add_option(name, target, description)->required()->type_name("")->expected(1, -1);
+  return check_with(option, [name](const std::string& value) { refuse_empty(name, value); });
+}
+
+CLI::Option* add_jobs(CLI::App& verb, int64_t& target) {
+  target = available_cores();
+  return add_integer(verb, "--jobs,-j", target, 1, 1024, "N",
+                     "Threads (default: one per core); the result does not depend on it");
+}
+
+CLI::Option* add_family_file(CLI::App& verb, std::string& target) {
+  return add_path(verb, "--family-file", target,
+                  "Describe the model family in this file (docs/adding-a-family.md)");
 }
 
 CLI::Option* add_integer(CLI::App& verb, const std::string& names, int64_t& target, int64_t min,

@@ -9,12 +9,23 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace llmctl::cli {
 
 /// A path, as a required positional ("SRC") or a flag ("--out"). An empty one throws kUsage.
 CLI::Option* add_path(CLI::App& verb, const std::string& name, std::string& target,
                       const std::string& description);
+
+/// One or more paths, as a required positional.
+CLI::Option* add_paths(CLI::App& verb, const std::string& name, std::vector<std::string>& target,
+                       const std::string& description);
+
+/// `--jobs N`, by default one per core this process may use.
+CLI::Option* add_jobs(CLI::App& verb, int64_t& target);
+
+/// `--family-file FILE`.
+CLI::Option* add_family_file(CLI::App& verb, std::string& target);
 
 /// A whole number in [min, max]; `metavar` names it in help ("N", "T"). Anything else throws
 /// kUsage.
@@ -33,7 +44,7 @@ CLI::Option* add_choice(CLI::App& verb, const std::string& names, std::string& t
 CLI::Option* add_size(CLI::App& verb, const std::string& names, uint64_t& target,
                       const std::string& description);
 
-/// The last column of help for a verb; one example a line, without the leading "llmctl".
+/// Ends the verb's help with `examples`, one a line; "llmctl" is put in front of each.
 void set_examples(CLI::App& verb, std::span<const std::string_view> examples);
 
 }  // namespace llmctl::cli
