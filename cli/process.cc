@@ -34,6 +34,8 @@ void prepare_process() {
   struct sigaction action = {};
   action.sa_handler = SIG_IGN;
   ::sigaction(SIGPIPE, &action, nullptr);
+  // A file size limit then shows as a failed write, which cleans up after itself.
+  ::sigaction(SIGXFSZ, &action, nullptr);
   action.sa_handler = on_signal;
   // No SA_RESTART: a blocked read or write returns and its loop sees the flag.
   action.sa_flags = static_cast<int>(SA_RESETHAND);

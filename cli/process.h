@@ -8,8 +8,8 @@
 namespace llmctl::cli {
 
 /// Called once, first in main. SIGINT, SIGTERM and SIGHUP request cancellation, a second one
-/// kills; a closed pipe becomes a failed write; closed standard descriptors are opened on
-/// /dev/null, so that no checkpoint file can take the number of stdout.
+/// kills; a closed pipe and a file size limit become a failed write; closed standard descriptors
+/// are opened on /dev/null, so that no checkpoint file can take the number of stdout.
 void prepare_process();
 
 /// Prints "llmctl: error: where: what; hint" on stderr and returns the exit code. A closed pipe

@@ -23,7 +23,8 @@ std::string file_text(const std::filesystem::path& path) {
 CommandResult run_script(const std::string& script, const std::filesystem::path& folder) {
   // What the harness writes stays out of the folder that the script sees.
   const TempDir work;
-  std::ofstream(work / "script") << "llmctl() { " << quoted(LLMCTL_BINARY) << " \"$@\"; }\n"
+  std::ofstream(work / "script") << "LLMCTL=" << quoted(LLMCTL_BINARY)
+                                 << "\nllmctl() { \"$LLMCTL\" \"$@\"; }\n"
                                  << "SOURCE=" << quoted(LLMCTL_SOURCE_DIR) << "\n"
                                  << "TMP=" << quoted(folder) << "\n"
                                  << "export SOURCE TMP NO_COLOR=1 LC_ALL=C.UTF-8\n"

@@ -12,7 +12,7 @@ struct CommandResult {
 };
 
 /// Runs `script` with sh in `folder`, stdin empty, `llmctl` being the binary under test,
-/// $SOURCE the checkout and $TMP the folder.
+/// ($LLMCTL its path), $SOURCE the checkout and $TMP the folder.
 CommandResult run_script(const std::string& script, const std::filesystem::path& folder);
 
 /// The whole of a file; empty when there is none.
