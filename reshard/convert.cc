@@ -314,12 +314,16 @@ ConvertSummary Conversion::run(const std::function<void(uint64_t)>& progress) {
     summary.bytes_written = bytes_to_write();
     summary.num_tensors = s.plan.tensors.size();
     summary.num_files = s.files.size() + s.side_files.size();
-    FileSink sink(directory.working_path(), s.files, s.plan.tensors.size());
+    // Small results stay in the page cache for whoever uses them next.
+    constexpr uint64_t kLargeJob = uint64_t{2} << 30;
+    const bool large = summary.bytes_read + summary.bytes_written > kLargeJob;
+    FileSink sink(directory.working_path(), s.files, s.plan.tensors.size(), large);
     ExecuteOptions execute_options;
     execute_options.jobs = s.options.jobs;
     execute_options.max_memory = s.options.max_memory;
     execute_options.overflow = s.overflow();
     execute_options.overflow_is_error = s.options.on_overflow == OnOverflow::kError;
+    execute_options.leave_page_cache = large;
     execute_options.progress = progress;
     for (const TensorOverflow& overflow : execute(s.plan, sink, execute_options)) {
       summary.overflows.emplace_back(s.plan.tensors[overflow.tensor].target.name, overflow.count);

@@ -267,7 +267,9 @@ class Executor {
       throw_if_cancelled();
       const size_t bytes = static_cast<size_t>((group.hi - group.lo) * width);
       std::byte* data = slab.get(bytes);
-      file->read_at({data, bytes}, tensor.offset_bytes + static_cast<uint64_t>(group.lo * width));
+      const uint64_t offset = tensor.offset_bytes + static_cast<uint64_t>(group.lo * width);
+      file->read_at({data, bytes}, offset);
+      if (options_.leave_page_cache) file->drop_cache(offset, bytes);
       for (const CopyOp& op : group.ops) copy(op, data + (op.src_offset - group.lo) * width);
     }
   }

@@ -31,6 +31,9 @@ struct ExecuteOptions {
   uint64_t max_memory = uint64_t{384} << 20;
   kernels::Overflow overflow = kernels::Overflow::kInf;
   bool overflow_is_error = false;
+  /// Gives the page cache of what was read back at once. A large job then runs in memory that it
+  /// has already touched, instead of taking ever more of it, and does not evict what others use.
+  bool leave_page_cache = false;
   /// Called with the bytes written since the last call, from any worker. May be empty.
   std::function<void(uint64_t bytes)> progress;
 };

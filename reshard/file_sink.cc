@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <optional>
 #include <string>
 
 #include "formats/core/error.h"
@@ -13,13 +12,13 @@ namespace llmctl::reshard {
 struct FileSink::Target {
   formats::FilePlan plan;
   std::mutex mutex;  // guards `file`
-  std::optional<File> file;
+  std::shared_ptr<File> file;
   std::atomic<uint64_t> missing_bytes{0};
 };
 
 FileSink::FileSink(std::filesystem::path directory, std::vector<formats::FilePlan> files,
-                   size_t num_tensors)
-    : directory_(std::move(directory)), places_(num_tensors) {
+                   size_t num_tensors, bool leave_page_cache)
+    : directory_(std::move(directory)), places_(num_tensors), leave_page_cache_(leave_page_cache) {
   for (formats::FilePlan& plan : files) {
     auto target = std::make_unique<Target>();
     target->missing_bytes = plan.size_bytes;
@@ -33,32 +32,53 @@ FileSink::FileSink(std::filesystem::path directory, std::vector<formats::FilePla
 
 FileSink::~FileSink() = default;
 
-File& FileSink::opened(Target& target) {
+std::shared_ptr<File> FileSink::opened(Target& target) {
   const std::lock_guard lock(target.mutex);
   if (!target.file) {
-    target.file.emplace(File::create(directory_ / target.plan.name));
+    target.file = std::make_shared<File>(File::create(directory_ / target.plan.name));
     target.file->allocate(target.plan.size_bytes);
     for (const auto& literal : target.plan.literals) {
       target.file->write_at(std::as_bytes(std::span(literal.bytes)), literal.offset_bytes);
       target.missing_bytes -= literal.bytes.size();
     }
   }
-  return *target.file;
+  return target.file;
 }
 
-void FileSink::complete(Target& target, uint64_t bytes) {
-  if (target.missing_bytes.fetch_sub(bytes) != bytes) return;
-  // Starting the write-back here spreads it over the run; `finish` waits for it.
-  ::sync_file_range(target.file->descriptor(), 0, 0, SYNC_FILE_RANGE_WRITE);
-  const std::lock_guard lock(target.mutex);
-  target.file.reset();
+/// Starts the write-back of a range at once, which spreads it over the run, and waits for the
+/// oldest one when much is on the way.
+void FileSink::pass_on(std::shared_ptr<File> file, uint64_t offset_bytes, uint64_t size_bytes) {
+  constexpr uint64_t kMostOnTheWay = uint64_t{64} << 20;
+  file->start_writing(offset_bytes, size_bytes, false);
+  if (!leave_page_cache_) return;
+  std::vector<Written> oldest;
+  {
+    const std::lock_guard lock(mutex_);
+    on_the_way_.push_back({std::move(file), offset_bytes, size_bytes});
+    bytes_on_the_way_ += size_bytes;
+    while (bytes_on_the_way_ > kMostOnTheWay) {
+      bytes_on_the_way_ -= on_the_way_.front().size_bytes;
+      oldest.push_back(std::move(on_the_way_.front()));
+      on_the_way_.pop_front();
+    }
+  }
+  for (const Written& written : oldest) {
+    written.file->start_writing(written.offset_bytes, written.size_bytes, true);
+    written.file->drop_cache(written.offset_bytes, written.size_bytes);
+  }
 }
 
 void FileSink::write(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) {
   if (bytes.empty()) return;
   Target& target = *targets_[places_[tensor].file];
-  opened(target).write_at(bytes, places_[tensor].offset_bytes + offset_bytes);
-  complete(target, bytes.size());
+  std::shared_ptr<File> file = opened(target);
+  const uint64_t at = places_[tensor].offset_bytes + offset_bytes;
+  file->write_at(bytes, at);
+  if (target.missing_bytes.fetch_sub(bytes.size()) == bytes.size()) {
+    const std::lock_guard lock(target.mutex);
+    target.file.reset();
+  }
+  pass_on(std::move(file), at, bytes.size());
 }
 
 void FileSink::finish() {
@@ -74,6 +94,7 @@ void FileSink::finish() {
     }
     target->file.reset();
   }
+  on_the_way_.clear();
   const int descriptor = ::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (descriptor < 0) throw_errno(directory_.string(), "cannot open directory");
   // One call for all files: an fsync for each would wait for the journal thousands of times.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <filesystem>
 #include <memory>
 #include <mutex>
@@ -18,8 +19,9 @@ namespace llmctl::reshard {
 /// descriptors. Thread-safe.
 class FileSink : public TensorSink {
  public:
+  /// With `leave_page_cache`, what was written some 64 MiB ago is waited for and leaves the cache.
   FileSink(std::filesystem::path directory, std::vector<formats::FilePlan> files,
-           size_t num_tensors);
+           size_t num_tensors, bool leave_page_cache);
   ~FileSink() override;
 
   void write(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) override;
@@ -30,8 +32,8 @@ class FileSink : public TensorSink {
 
  private:
   struct Target;
-  void complete(Target& target, uint64_t bytes);
-  File& opened(Target& target);
+  std::shared_ptr<File> opened(Target& target);
+  void pass_on(std::shared_ptr<File> file, uint64_t offset_bytes, uint64_t size_bytes);
 
   std::filesystem::path directory_;
   std::vector<std::unique_ptr<Target>> targets_;
@@ -40,6 +42,16 @@ class FileSink : public TensorSink {
     uint64_t offset_bytes = 0;
   };
   std::vector<Place> places_;
+
+  /// A written range on its way to the disk.
+  struct Written {
+    std::shared_ptr<File> file;
+    uint64_t offset_bytes = 0, size_bytes = 0;
+  };
+  bool leave_page_cache_;
+  std::mutex mutex_;  // guards the two below
+  std::deque<Written> on_the_way_;
+  uint64_t bytes_on_the_way_ = 0;
 };
 
 }  // namespace llmctl::reshard

@@ -134,6 +134,18 @@ void File::sync() {
   if (::fsync(descriptor_) != 0) throw_errno(path_.string(), "cannot sync");
 }
 
+void File::drop_cache(uint64_t offset, uint64_t size_bytes) const {
+  ::posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(size_bytes),
+                  POSIX_FADV_DONTNEED);
+}
+
+void File::start_writing(uint64_t offset, uint64_t size_bytes, bool wait) const {
+  const unsigned flags = SYNC_FILE_RANGE_WRITE |
+                         (wait ? SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WAIT_AFTER : 0U);
+  ::sync_file_range(descriptor_, static_cast<off64_t>(offset), static_cast<off64_t>(size_bytes),
+                    flags);
+}
+
 MappedFile::MappedFile(const fs::path& path) : path_(path) {
   const File file = File::open_read(path);
   size_ = static_cast<size_t>(file.size_bytes());

@@ -36,6 +36,10 @@ class File {
   void allocate(uint64_t size_bytes);
   /// fsync.
   void sync();
+  /// Lets go of the page cache of a range that is clean. A hint; never fails.
+  void drop_cache(uint64_t offset, uint64_t size_bytes) const;
+  /// Starts, and with `wait` completes, writing a range to the disk. A hint: only `sync` promises.
+  void start_writing(uint64_t offset, uint64_t size_bytes, bool wait) const;
 
  private:
   File(int descriptor, std::filesystem::path path);
@@ -69,10 +73,10 @@ std::string read_text_file(const std::filesystem::path& path, uint64_t max_bytes
 /// `commit` syncs and renames it into place. Not thread-safe; the files inside are the callers'.
 class AtomicDirectory {
  public:
-  /// Requires: the parent of `target` exists. With `overwrite` an existing directory (or the one that
-  /// a symbolic link names) is replaced at commit; without, an existing target throws kUsage at once
-  /// and nothing is written. A file, a mount point and the current directory or one above it are
-  /// never replaced.
+  /// Requires: the parent of `target` exists. With `overwrite` an existing directory (or the one
+  /// that a symbolic link names) is replaced at commit; without, an existing target throws kUsage
+  /// at once and nothing is written. A file, a mount point and the current directory or one above
+  /// it are never replaced.
   AtomicDirectory(std::filesystem::path target, bool overwrite);
   /// Removes the temporary directory unless committed. Never throws.
   ~AtomicDirectory();
