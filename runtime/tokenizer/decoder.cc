@@ -17,7 +17,7 @@ using Next = std::unique_ptr<DecodeStage>;
 
 /// A decoder that is all settings: `Stage` is constructible from (next, settings).
 template <typename Stage, typename Settings>
-class StageDecoder : public Decoder {
+class StageDecoder : public TokenDecoder {
  public:
   explicit StageDecoder(Settings settings) : settings_(std::move(settings)) {}
   Next start(Next next) const override {
@@ -261,7 +261,7 @@ class SpaceJoinerStage : public DecodeStage {
   bool gap_ = false;
 };
 
-class Sequence : public Decoder {
+class Sequence : public TokenDecoder {
  public:
   explicit Sequence(const Component& component) {
     for (const Component& child : component.children("decoders")) {
@@ -274,11 +274,11 @@ class Sequence : public Decoder {
   }
 
  private:
-  std::vector<std::unique_ptr<Decoder>> parts_;
+  std::vector<std::unique_ptr<TokenDecoder>> parts_;
 };
 
 template <typename Stage, typename Settings>
-std::unique_ptr<Decoder> make(Settings settings) {
+std::unique_ptr<TokenDecoder> make(Settings settings) {
   return std::make_unique<StageDecoder<Stage, Settings>>(std::move(settings));
 }
 
@@ -295,7 +295,7 @@ std::string one_character(const Component& component, const std::string& key,
 
 }  // namespace
 
-std::unique_ptr<Decoder> read_decoder(const Component& component) {
+std::unique_ptr<TokenDecoder> read_decoder(const Component& component) {
   const std::string type = component.type();
   if (type == "ByteLevel") return make<ByteLevelStage>(NoSettings{});
   if (type == "ByteFallback") return make<ByteFallbackStage>(NoSettings{});
@@ -317,6 +317,6 @@ std::unique_ptr<Decoder> read_decoder(const Component& component) {
   component.refuse_type("decoder");
 }
 
-std::unique_ptr<Decoder> make_space_joiner() { return make<SpaceJoinerStage>(NoSettings{}); }
+std::unique_ptr<TokenDecoder> make_space_joiner() { return make<SpaceJoinerStage>(NoSettings{}); }
 
 }  // namespace llmctl::runtime

@@ -21,17 +21,17 @@ class DecodeStage {
 };
 
 /// Immutable; safe to share between threads.
-class Decoder {
+class TokenDecoder {
  public:
-  virtual ~Decoder() = default;
+  virtual ~TokenDecoder() = default;
   /// A fresh stage that feeds `next`.
   virtual std::unique_ptr<DecodeStage> start(std::unique_ptr<DecodeStage> next) const = 0;
 };
 
 /// ByteLevel, ByteFallback, Fuse, Strip, Replace, Metaspace, Sequence. Any other type is refused
 /// by name.
-std::unique_ptr<Decoder> read_decoder(const Component& component);
+std::unique_ptr<TokenDecoder> read_decoder(const Component& component);
 /// What the tokenizers library does without a decoder: tokens joined by single spaces.
-std::unique_ptr<Decoder> make_space_joiner();
+std::unique_ptr<TokenDecoder> make_space_joiner();
 
 }  // namespace llmctl::runtime

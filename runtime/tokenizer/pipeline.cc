@@ -24,7 +24,7 @@ class TextSink : public DecodeStage {
 
 class PipelineDecode : public DecodeState {
  public:
-  PipelineDecode(const PipelineTokenizer& tokenizer, const Decoder& decoder,
+  PipelineDecode(const PipelineTokenizer& tokenizer, const TokenDecoder& decoder,
                  bool skip_special_tokens)
       : tokenizer_(tokenizer),
         skip_special_tokens_(skip_special_tokens),

@@ -25,7 +25,7 @@ struct PipelineParts {
   std::unique_ptr<PreTokenizer> pre_tokenizer;
   std::unique_ptr<Model> model;
   Frame frame;
-  std::unique_ptr<Decoder> decoder;
+  std::unique_ptr<TokenDecoder> decoder;
 };
 
 class PipelineTokenizer : public Tokenizer {
