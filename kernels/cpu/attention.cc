@@ -40,8 +40,9 @@ void cpu::attention(Isa isa, float* y, const AttentionArgs& args, ThreadPool& po
   const int64_t group = args.num_heads / kv.num_kv_heads;
   const int64_t head_elements = kv.page_size * kv.head_dim;
   const auto body = [&](int64_t i) {
-    const int64_t t = i / args.num_heads;
-    const int64_t head = i % args.num_heads;
+    // Token by token within a head: the tokens of a prefill share its keys and values in L2.
+    const int64_t head = i / args.num_tokens;
+    const int64_t t = i % args.num_tokens;
     const int64_t position = args.positions[t];
     const int64_t begin = args.window > 0 ? std::max<int64_t>(0, position + 1 - args.window) : 0;
     // Grows to the longest sequence seen and is kept: no memory is taken per call.
@@ -49,7 +50,7 @@ void cpu::attention(Isa isa, float* y, const AttentionArgs& args, ThreadPool& po
     const auto needed = static_cast<size_t>(position + 1 - begin);
     if (scores.size() < needed) scores.resize(std::max(needed, 2 * scores.size()));
     AttentionRow row;
-    row.y = y + i * kv.head_dim;
+    row.y = y + (t * args.num_heads + head) * kv.head_dim;
     row.q = args.q + t * args.q_stride + head * kv.head_dim;
     row.keys = kv.pool + (head / group) * head_elements;
     row.values = row.keys + kv.num_kv_heads * head_elements;
@@ -61,6 +62,7 @@ void cpu::attention(Isa isa, float* y, const AttentionArgs& args, ThreadPool& po
     row.end = position + 1;
     row.scale = args.scale;
     row.slope = args.alibi_slopes != nullptr ? args.alibi_slopes[head] : 0.0F;
+    row.cold = head % group == 0 && (t == 0 || args.block_tables[t] != args.block_tables[t - 1]);
     row.scores = scores.data();
 #if defined(__x86_64__)
     if (isa == Isa::kAvx512) return avx512_attention_row(row);

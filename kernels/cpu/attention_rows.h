@@ -16,7 +16,8 @@ struct AttentionRow {
   int64_t page_size, head_dim;
   int64_t begin, end;
   float scale, slope;  ///< score = scale * dot + slope * (position - (end - 1))
-  float* scores;       ///< scratch for end - begin floats
+  bool cold;      ///< nobody has just read this cache: bring the next page in while on this one
+  float* scores;  ///< scratch for end - begin floats
 };
 
 void generic_attention_row(const AttentionRow& row);

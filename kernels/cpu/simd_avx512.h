@@ -64,10 +64,19 @@ struct Simd {
 
   /// Sum of all lanes, always in the same tree.
   static float sum(F v) {
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-    quarter = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
-    return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
+    const __m128 part = quarter(v);
+    const __m128 pair = _mm_add_ps(part, _mm_movehl_ps(part, part));
+    return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+  }
+  /// to[i] = sum(v[i]) for i < 4, in the same tree.
+  static void sum4(float* to, F a, F b, F c, F d) {
+    const __m128 pa = quarter(a);
+    const __m128 pb = quarter(b);
+    const __m128 pc = quarter(c);
+    const __m128 pd = quarter(d);
+    const __m128 ab = _mm_add_ps(_mm_movelh_ps(pa, pb), _mm_movehl_ps(pb, pa));
+    const __m128 cd = _mm_add_ps(_mm_movelh_ps(pc, pd), _mm_movehl_ps(pd, pc));
+    _mm_storeu_ps(to, _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xDD)));
   }
 
   static D zero_d() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
@@ -98,6 +107,10 @@ struct Simd {
   }
 
  private:
+  static __m128 quarter(F v) {
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  }
   static F widen(__m256i h) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
   }

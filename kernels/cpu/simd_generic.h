@@ -92,6 +92,13 @@ struct Simd {
 
   /// Sum of all lanes, always in the same tree.
   static float sum(F v) { return (v.lane[0] + v.lane[2]) + (v.lane[1] + v.lane[3]); }
+  /// to[i] = sum(v[i]) for i < 4, in the same tree.
+  static void sum4(float* to, F a, F b, F c, F d) {
+    to[0] = sum(a);
+    to[1] = sum(b);
+    to[2] = sum(c);
+    to[3] = sum(d);
+  }
 
   static D zero_d() { return {}; }
   static D widen_d(F v) {
