@@ -11,6 +11,9 @@ using nlohmann::ordered_json;
 
 ordered_json parse_json(std::string_view text, const std::string& where) {
   constexpr int kMaxDepth = 64;
+  // The library takes a zero byte for the end of the text and would ignore what follows.
+  if (text.find('\0') != std::string_view::npos)
+    throw_invalid(where, "not valid JSON: a zero byte");
   // `depth` counts the containers that are already open.
   const auto check_depth = [&](int depth) {
     if (depth >= kMaxDepth) throw_invalid(where, "JSON nested deeper than 64 levels");
@@ -52,10 +55,10 @@ ordered_json parse_json(std::string_view text, const std::string& where) {
 }
 
 int64_t get_size(const ordered_json& value, const std::string& where, const std::string& name) {
-  if (!value.is_number_integer() || (value.is_number_unsigned() ? value.get<uint64_t>() > INT64_MAX
-                                                                : value.get<int64_t>() < 0)) {
-    throw_invalid(where, "'" + name + "' must be a non-negative integer, not " +
-                             printable(value.dump(), 60));
+  if (!value.is_number_integer() ||
+      (value.is_number_unsigned() ? value.get<uint64_t>() > INT64_MAX : value.get<int64_t>() < 0)) {
+    throw_invalid(
+        where, "'" + name + "' must be a non-negative integer, not " + printable(value.dump(), 60));
   }
   return value.get<int64_t>();
 }

@@ -136,6 +136,14 @@ TEST_CASE("json: scanner and parser agree with nlohmann on what is JSON") {
   }
 }
 
+TEST_CASE("json: a zero byte does not end the text") {
+  using namespace std::string_literals;
+  for (const std::string& text : {"{}\0"s, "{}\0{}"s, "[1\0]"s, "\0"s, "\"\0\""s}) {
+    CHECK(!parser_accepts(text));
+    CHECK(!scanner_accepts(text));
+  }
+}
+
 TEST_CASE("json: every prefix of a valid object is refused") {
   const std::string text = R"({"a":[1,{"b":null,"c":"\u00e9"}],"d":{"e":-1.5e3}})";
   REQUIRE(parser_accepts(text));
