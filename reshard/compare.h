@@ -38,8 +38,9 @@ struct TensorDifference {
 struct DiffOptions {
   int jobs = 1;
   double tolerance = 0;  ///< |a - b| up to this is no difference
-  /// By default tensors of different dtypes are the same when one is the other, rounded; with
-  /// exact they must hold the same values.
+  /// By default tensors of different dtypes are the same when one is the other, rounded, and what
+  /// is stored divided by a tp that is no power of two may be off by that rounding; with exact
+  /// tensors must hold the same values.
   bool exact = false;
 };
 
