@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <sstream>
 
 #include "formats/core/error.h"
@@ -163,7 +164,11 @@ struct Conversion::State {
 
   void prepare_hf() {
     const Family& family = model.family();
-    rules.assign(family.tensors.begin(), family.tensors.end());
+    // A table may know a tensor by two names; the first is the one to write.
+    std::set<std::string_view> layouts;
+    for (const TensorRule& rule : family.tensors) {
+      if (layouts.insert(rule.layout).second) rules.push_back(rule);
+    }
     const bool from_hf = model.checkpoint().format == "hf";
     if (from_hf && !family.prefix.empty() && lacks_prefix(family.prefix)) {
       rule_names.reserve(rules.size());
