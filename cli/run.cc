@@ -32,7 +32,7 @@ struct RunOptions {
   std::string model;
   std::string family_file;
   std::string prompt, token_ids;
-  bool has_prompt = false;
+  bool has_prompt = false, has_token_ids = false;
   int64_t tp = 1, pp = 1, threads = 0;
   int64_t max_new_tokens = -1;  ///< -1: kDefaultNewTokens, or what fits
   double temperature = 0, top_p = 1;
@@ -210,7 +210,7 @@ void print_summary(const runtime::GenerateReport& report, const Timings& timings
 }
 
 ExitCode run_run(const RunOptions& options) {
-  if (options.has_prompt == !options.token_ids.empty()) {
+  if (options.has_prompt == options.has_token_ids) {
     throw_usage("llmctl run", "give either --prompt TEXT or --token-ids 1,5,9");
   }
   std::vector<int32_t> ids;
@@ -274,8 +274,9 @@ Run add_run(CLI::App& verb) {
   add_path(verb, "MODEL", options->model, "Checkpoint directory or file, in any format and layout");
   CLI::Option* prompt = verb.add_option("--prompt", options->prompt, "Text to continue");
   prompt->type_name("TEXT");
-  verb.add_option("--token-ids", options->token_ids, "Token ids to continue, in place of a text")
-      ->type_name("IDS");
+  CLI::Option* token_ids = verb.add_option("--token-ids", options->token_ids,
+                                           "Token ids to continue, in place of a text");
+  token_ids->type_name("IDS");
   add_integer(verb, "-n,--max-new-tokens", options->max_new_tokens, 0, kMaxInt, "N",
               "Generate at most N tokens [128, or what fits the model's positions]");
   add_integer(verb, "--tp,--tensor-parallel-size", options->tp, 1, 1 << 16, "T",
@@ -306,8 +307,9 @@ Run add_run(CLI::App& verb) {
       "run ./llama --token-ids 1,5,9 -n 0 --logits-file logits.npy",
   };
   set_examples(verb, kExamples);
-  return [options, prompt] {
+  return [options, prompt, token_ids] {
     options->has_prompt = prompt->count() > 0;
+    options->has_token_ids = token_ids->count() > 0;
     return run_run(*options);
   };
 }

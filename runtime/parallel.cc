@@ -19,7 +19,9 @@ struct Divisor {
 /// multiple of them.
 Divisor misfit(const ModelConfig& config, int64_t tp) {
   const int64_t kv = config.num_key_value_heads;
-  if (kv % tp != 0 && tp % kv != 0) return {"num_key_value_heads", kv};
+  if (kv != config.num_attention_heads && kv % tp != 0 && tp % kv != 0) {
+    return {"num_key_value_heads", kv};
+  }
   if (config.num_attention_heads % tp != 0) {
     return {"num_attention_heads", config.num_attention_heads};
   }

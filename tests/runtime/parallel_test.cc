@@ -28,6 +28,10 @@ TEST_CASE("parallel: a size that does not divide is refused with the sizes that 
                        "--tp 6: num_key_value_heads is 8, which 6 does not divide; "
                        "use 1, 2, 4, 8, 16 or 32",
                        Error);
+  ModelConfig equal = config;
+  equal.num_attention_heads = equal.num_key_value_heads = 7;
+  CHECK_THROWS_WITH_AS(runtime::check_parallel_sizes(equal, 2, 1),
+                       doctest::Contains("num_attention_heads is 7"), Error);
   ModelConfig odd = config;
   odd.intermediate_size = 99;
   CHECK_THROWS_WITH_AS(runtime::check_parallel_sizes(odd, 2, 1),
