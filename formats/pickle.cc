@@ -112,7 +112,8 @@ std::string_view PickleNode::module() const {
 
 std::string_view PickleNode::name() const {
   if (kind() != PickleKind::kGlobal) return {};
-  return arena_->text((*arena_)[index_].global.name);
+  const auto& names = (*arena_)[index_].global;
+  return python3_name(arena_->text(names.module), arena_->text(names.name));
 }
 
 bool PickleNode::is_global(std::string_view module_name, std::string_view global_name) const {

@@ -84,7 +84,7 @@ class PickleNode {
   /// (argparse.Namespace). Linear in size().
   std::optional<PickleNode> find(std::string_view text_key) const;
 
-  /// Module and name of a kGlobal node, as Python 3 spells the module of builtins; empty else.
+  /// Module and name of a kGlobal node, as Python 3 spells those of builtins; empty else.
   std::string_view module() const;
   std::string_view name() const;
   bool is_global(std::string_view module_name, std::string_view global_name) const;

@@ -117,6 +117,15 @@ std::string_view python3_module(std::string_view module) {
   return module;
 }
 
+std::string_view python3_name(std::string_view module, std::string_view name) {
+  if (module != "__builtin__") return name;
+  if (name == "long") return "int";
+  if (name == "xrange") return "range";
+  if (name == "unicode" || name == "basestring") return "str";
+  if (name == "unichr") return "chr";
+  return name;
+}
+
 bool is_suspicious_global(std::string_view module, std::string_view name) {
   const std::string_view package = module.substr(0, module.find('.'));
   if (contains(kSuspiciousModules, package)) return true;

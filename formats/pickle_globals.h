@@ -48,6 +48,9 @@ GlobalMeaning find_global(std::string_view module, std::string_view name);
 /// Python 2's name of a builtin module, as protocol 2 writes it, in Python 3's spelling.
 std::string_view python3_module(std::string_view module);
 
+/// The same for a name: `__builtin__ long` is `builtins int`. Requires: `module` as in the pickle.
+std::string_view python3_name(std::string_view module, std::string_view name);
+
 /// Whether the global reaches the operating system or the interpreter: a checkpoint has no use for
 /// it, a trap has. Dotted names (`torch.serialization os.system`) count by any of their parts.
 bool is_suspicious_global(std::string_view module, std::string_view name);

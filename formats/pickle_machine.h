@@ -13,8 +13,11 @@
 
 namespace llmctl::formats {
 
-/// Runs one pickle. `run` is in pickle_machine.cc; what calls, new objects, states and persistent
-/// ids become is in pickle_objects.cc. Used once, by one thread.
+/// Longest module or name of a global.
+constexpr uint64_t kMaxGlobalName = 512;
+
+/// Runs one pickle. Opcodes are in pickle_machine.cc; memory in pickle_memory.cc; what calls, new
+/// objects, states and persistent ids become is in pickle_objects.cc. Used once, by one thread.
 class PickleMachine {
  public:
   PickleMachine(PickleArena& arena, std::string where, const PickleLimits& limits);

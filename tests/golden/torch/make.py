@@ -12,6 +12,8 @@ import io
 import json
 import os
 import pathlib
+import pickle
+import pickletools
 import random
 import sys
 import types
@@ -163,6 +165,16 @@ save("module.pt", module())
 save("parameters.pt", parameters())
 save("megatron.pt", megatron())
 del expected["megatron.pt"]["optimizer.torch.float32"]  # its key is no text
+# The third pickle of the stream, behind the magic number, the protocol and the system record.
+stream = io.BytesIO()
+torch.save(megatron(), stream, _use_new_zipfile_serialization=False)
+stream.seek(0)
+for _ in range(3):
+    pickle.load(stream)
+start = stream.tell()
+for _code, _argument, position in pickletools.genops(stream):
+    pass
+(HERE / "megatron.legacy.main.pkl").write_bytes(stream.getvalue()[start:stream.tell()])
 save("no_tensors.pt", {"a": 1, "b": [None, True]})
 row = torch.arange(1200, dtype=torch.float32)
 save("many.pt", {f"t{i}": row[i] for i in range(1200)})  # two batches of SETITEMS, one storage
