@@ -4,14 +4,13 @@
 #include <libdeflate.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cstring>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "formats/core/error.h"
+#include "tests/support/bytes.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/test_data.h"
 
@@ -20,15 +19,6 @@ using namespace llmctl;
 using namespace llmctl::formats;
 
 namespace {
-
-std::string read_all(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
-void write_all(const fs::path& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary) << bytes;
-}
 
 std::vector<StoredTensor> read(const fs::path& path, std::vector<std::string>* notes = nullptr) {
   std::vector<StoredTensor> out;
@@ -80,7 +70,9 @@ std::string gather(const std::string& file, const StoredTensor& tensor) {
   return out;
 }
 
-nlohmann::json read_json(const fs::path& path) { return nlohmann::json::parse(read_all(path)); }
+nlohmann::json read_json(const fs::path& path) {
+  return nlohmann::json::parse(test::read_bytes(path));
+}
 
 }  // namespace
 
@@ -91,7 +83,7 @@ TEST_CASE("torch_file: reads what torch wrote as torch reads it") {
     CAPTURE(name);
     const fs::path path = test::golden("torch/" + name);
     CHECK(is_torch_file(path));
-    const std::string bytes = read_all(path);
+    const std::string bytes = test::read_bytes(path);
     const auto found = read(path);
     CHECK(found.size() == tensors.size());
     for (const StoredTensor& tensor : found) {
@@ -169,15 +161,16 @@ TEST_CASE("torch_file: refuses every hostile file for its own fault") {
   REQUIRE(faults.size() >= 90);
   for (const auto& [name, message] : faults.items()) {
     CAPTURE(name);
-    const auto start = std::chrono::steady_clock::now();
-    const std::string refused = refusal(test::golden("bad/torch/" + name));
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    std::string refused;
+    const test::Cost cost =
+        test::measure([&] { refused = refusal(test::golden("bad/torch/" + name)); });
     CAPTURE(refused);
     CHECK(!refused.empty());
     CHECK(refused.find(message.get<std::string>()) != std::string::npos);
     CHECK(refused.find('\n') == std::string::npos);
     CHECK(refused.size() < 1000);
-    CHECK(seconds.count() < 1.0);
+    CHECK(cost.seconds < 1.0);
+    CHECK(cost.peak_growth_bytes < int64_t{64} << 20);
   }
 }
 
@@ -197,7 +190,7 @@ TEST_CASE("torch_file: accepts the sound files that the hostile ones were made f
     const fs::path path = test::golden("bad/torch/accepted/storage_view.bin");
     const StoredTensor tensor = get(read(path), "w");
     CHECK(tensor.shape == Shape{2});
-    CHECK(gather(read_all(path), tensor) == "\x10\x11\x12\x13\x14\x15\x16\x17");
+    CHECK(gather(test::read_bytes(path), tensor) == "\x10\x11\x12\x13\x14\x15\x16\x17");
   }
   SUBCASE("the last of two equal keys counts") {
     CHECK(get(read_one("duplicate_key.bin"), "w").shape == Shape{6});
@@ -209,9 +202,9 @@ TEST_CASE("torch_file: accepts the sound files that the hostile ones were made f
 TEST_CASE("torch_file: refuses every prefix of a valid file") {
   const test::TempDir dir;
   for (const char* name : {"torch/nested.pt", "torch/nested.legacy.bin"}) {
-    const std::string bytes = read_all(test::golden(name));
+    const std::string bytes = test::read_bytes(test::golden(name));
     const fs::path path = dir / "prefix.bin";
-    write_all(path, bytes);
+    test::write_bytes(path, bytes);
     REQUIRE(refusal(path).empty());
     for (size_t n = bytes.size(); n-- > 0;) {
       CAPTURE(name);
@@ -226,11 +219,11 @@ TEST_CASE("torch_file: refuses or survives every corrupted byte") {
   const test::TempDir dir;
   const fs::path path = dir / "corrupt.bin";
   for (const char* name : {"torch/nested.pt", "torch/nested.legacy.bin"}) {
-    const std::string bytes = read_all(test::golden(name));
+    const std::string bytes = test::read_bytes(test::golden(name));
     for (size_t i = 0; i < bytes.size(); i += 3) {
       std::string changed = bytes;
       changed[i] = static_cast<char>(changed[i] ^ (1 << (i % 8)));
-      write_all(path, changed);
+      test::write_bytes(path, changed);
       CAPTURE(name);
       CAPTURE(i);
       try {
@@ -253,5 +246,38 @@ TEST_CASE("torch_file: knows its files from strangers by their first bytes") {
   CHECK_FALSE(is_torch_file(test::golden("torch/absent.pt")));
   for (const char* name : {"bare_pickle", "git_lfs_pointer", "npy", "empty", "zip_no_root"}) {
     CHECK_FALSE(is_torch_file(test::golden(std::string("bad/torch/") + name + ".bin")));
+  }
+}
+
+TEST_CASE("torch_file: reads zip64 archives of more than 4 GiB as torch does") {
+  const nlohmann::json large = read_json(test::golden("torch/large.json"));
+  const test::TempDir dir;
+  const fs::path path = dir / "large.pt";
+  {
+    File file = File::create(path);
+    for (const auto& run : large["runs"]) {
+      std::string bytes;
+      const std::string hex = run[1];
+      for (size_t i = 0; i < hex.size(); i += 2) {
+        bytes += static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16));
+      }
+      file.write_at(std::as_bytes(std::span(bytes)), run[0].get<uint64_t>());
+    }
+  }
+  fs::resize_file(path, large["size"].get<uint64_t>());
+  std::vector<StoredTensor> tensors;
+  const test::Cost cost = test::measure([&] { tensors = read(path); });
+  REQUIRE(tensors.size() == 4);
+  for (const StoredTensor& tensor : tensors) {
+    CAPTURE(tensor.name);
+    CHECK(tensor.offset_bytes == large["offsets"][tensor.name].get<uint64_t>());
+  }
+  CHECK(get(tensors, "large").num_bytes() == (uint64_t{1} << 32) + 100);
+  CHECK(cost.seconds < 0.1);
+  CHECK(cost.peak_growth_bytes < int64_t{8} << 20);
+
+  SUBCASE("a file cut inside the large storage is refused") {
+    fs::resize_file(path, uint64_t{1} << 31);
+    CHECK(refusal(path).find("no end-of-directory record") != std::string::npos);
   }
 }

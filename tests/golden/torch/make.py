@@ -15,7 +15,9 @@ import pathlib
 import pickle
 import pickletools
 import random
+import re
 import sys
+import tempfile
 import types
 import warnings
 import zlib
@@ -192,6 +194,33 @@ torch.save(module(), buffer)
 (HERE / "buffer.pt").write_bytes(buffer.getvalue())
 expected["buffer.pt"] = {key: [str(t.dtype).split(".")[1], list(t.shape), crc32(t)]
                          for key, t in flatten(torch.load(HERE / "buffer.pt", weights_only=True))}
+
+# A storage of more than 4 GiB and three behind it. The file is a sparse one; what is kept are its
+# bytes that are not zero, and where torch's own reader finds the storages.
+large = {"before": torch.empty(3), "large": torch.empty(2**32 + 100, dtype=torch.uint8),
+         "behind": torch.empty(2, 2), "last": torch.empty(5, dtype=torch.int64)}
+with tempfile.TemporaryDirectory() as directory:
+    path = pathlib.Path(directory) / "large.pt"
+    with torch.serialization.skip_data():
+        torch.save(large, path)
+    runs = []
+    with open(path, "rb") as file:
+        position = 0
+        while True:
+            try:
+                position = os.lseek(file.fileno(), position, os.SEEK_DATA)
+            except OSError:
+                break
+            end = os.lseek(file.fileno(), position, os.SEEK_HOLE)
+            data = os.pread(file.fileno(), end - position, position)
+            runs += [[position + run.start(), run.group().hex()]
+                     for run in re.finditer(rb"[^\0](?:[^\0]|\0{1,40}(?=[^\0]))*", data)]
+            position = end
+    reader = torch._C.PyTorchFileReader(str(path))
+    (HERE / "large.json").write_text(json.dumps(
+        {"size": path.stat().st_size, "runs": runs,
+         "offsets": {key: reader.get_record_offset(f"data/{i}") for i, key in enumerate(large)}},
+        indent=0) + "\n")
 
 # What llmctl refuses, each for its own reason.
 save("complex.pt", {"freqs_cis": torch.ones(2, dtype=torch.complex64)}, note=False)
