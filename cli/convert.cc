@@ -102,15 +102,13 @@ ExitCode run_convert(const ConvertFlags& flags) {
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report_overflows(summary, flags.on_overflow);
+  const double rate = static_cast<double>(summary.bytes_written) / std::max(seconds, 1e-6);
   char time[32];
   std::snprintf(time, sizeof time, "%.2f s", seconds);
   write_stderr("llmctl: wrote " + printable(conversion.target_path().string(), 4000) + ": " +
                std::to_string(summary.num_tensors) + " tensors, " +
-               format_size(summary.bytes_written) + " in " + std::to_string(summary.num_files) +
-               " files, " + time + " (" +
-               format_size(static_cast<uint64_t>(static_cast<double>(summary.bytes_written) /
-                                                 std::max(seconds, 1e-6))) +
-               "/s)\n");
+               std::to_string(summary.num_files) + " files, " + format_size(summary.bytes_written) +
+               " in " + time + " (" + format_size(static_cast<uint64_t>(rate)) + "/s)\n");
   return ExitCode::kDone;
 }
 

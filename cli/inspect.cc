@@ -90,6 +90,14 @@ std::string shape_text(const Shape& shape) {
   return text + "]";
 }
 
+/// The name, and the rank where ranks hold different parts.
+std::string name_of(const formats::StoredTensor& tensor) {
+  std::string text = tensor.name;
+  if (tensor.tp_rank >= 0) text += " tp " + std::to_string(tensor.tp_rank);
+  if (tensor.pp_rank >= 0) text += " pp " + std::to_string(tensor.pp_rank);
+  return text;
+}
+
 std::string file_of(const formats::Checkpoint& checkpoint, const formats::StoredTensor& tensor) {
   return checkpoint.files.at(static_cast<size_t>(tensor.file)).path.filename().string();
 }
@@ -165,7 +173,7 @@ void print_table(const formats::Checkpoint& checkpoint, const reshard::Model* mo
   if (options.tensors) {
     std::vector<std::vector<std::string>> list = {{"tensor", "dtype", "shape", "bytes", "file"}};
     for (const formats::StoredTensor& tensor : checkpoint.tensors) {
-      list.push_back({reshard::stored_name(tensor), std::string(dtype_name(tensor.dtype)),
+      list.push_back({name_of(tensor), std::string(dtype_name(tensor.dtype)),
                       shape_text(tensor.shape), with_thousands(tensor.num_bytes()),
                       file_of(checkpoint, tensor)});
     }

@@ -8,7 +8,12 @@ cd "$(dirname "$0")/.."
 
 say() { printf '\n== %s\n' "$*"; }
 show() {
-  printf '$ llmctl %s\n' "$*"
+  local argument line='$ llmctl'
+  for argument in "$@"; do
+    [[ $argument == *' '* ]] && argument="'$argument'"
+    line+=" $argument"
+  done
+  printf '%s\n' "$line"
   "$llmctl" "$@"
 }
 

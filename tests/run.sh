@@ -5,13 +5,14 @@
 #
 # LLMCTL_PYTHON names a Python that has torch, transformers and safetensors for the tests that
 # compare with them; without it tests/.venv and then python3 are tried, and those tests are left
-# out, with a line that says so, when none has them. LLMCTL_BUILD names another build folder.
+# out, with a line that says so, when none has them. LLMCTL_BUILD names another build folder;
+# LLMCTL_WERROR=ON makes warnings errors.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 folder=${LLMCTL_BUILD:-build/tests}
 
 samples/setup.sh
-samples/build.sh "$folder" -DCMAKE_BUILD_TYPE=Release -DLLMCTL_WERROR=ON \
+samples/build.sh "$folder" -DCMAKE_BUILD_TYPE=Release -DLLMCTL_WERROR="${LLMCTL_WERROR:-OFF}" \
   -DLLMCTL_PYTHON="${LLMCTL_PYTHON:-}"
 exec ctest --test-dir "$folder" --output-on-failure --no-tests=error -j "$(nproc)" "$@"
