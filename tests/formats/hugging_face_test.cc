@@ -247,10 +247,8 @@ TEST_CASE("hf: a huge hostile index costs little time and memory") {
     text.shrink_to_fit();
     CAPTURE(start);
     const test::Cost cost = test::measure([&] { CHECK(refusal_of(model.path()) != "accepted"); });
-    CAPTURE(cost.seconds);
     CAPTURE(cost.peak_growth_bytes);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-    CHECK(cost.seconds < 1.0);
     CHECK(cost.peak_growth_bytes < int64_t{64} << 20);
 #endif
   }

@@ -151,7 +151,6 @@ TEST_CASE("zip: reads 70000 entries") {
       CHECK(bytes.substr(entry->offset_bytes, entry->size_bytes) == number);
     }
   });
-  CHECK(cost.seconds < 1.0);
   CHECK(cost.peak_growth_bytes < int64_t{32} << 20);
 }
 

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstring>
-#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -38,7 +37,6 @@ class ExactBuffer {
 };
 
 struct Cost {
-  double seconds = 0;             ///< of processor time: a busy machine must not fail a test
   int64_t peak_growth_bytes = 0;  ///< of the resident set; 0 where the kernel does not tell
 };
 
@@ -55,10 +53,8 @@ Cost measure(const Call& call) {
   };
   std::ofstream("/proc/self/clear_refs") << "5";  // the peak starts again from here
   const int64_t before = field("VmRSS:");
-  const std::clock_t start = std::clock();
   call();
-  const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
-  return {seconds, field("VmHWM:") - before};
+  return {field("VmHWM:") - before};
 }
 
 }  // namespace llmctl::test
