@@ -52,7 +52,8 @@ inline std::vector<unsigned char> stored_as(const std::vector<float>& values, DT
 
 template <typename T>
 bool same_bytes(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 /// Largest excess over the tolerance, as a multiple of it; <= 1 passes. NaN must meet NaN and
