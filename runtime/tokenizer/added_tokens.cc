@@ -4,7 +4,7 @@
 
 #include "runtime/tokenizer/unicode.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -48,31 +48,19 @@ size_t skip_space(std::string_view text, size_t begin) {
 }  // namespace
 
 void AddedTokenMatcher::add(std::string_view pattern, const AddedToken& token) {
-  if (pattern.empty()) return;
-  uint32_t node = 0;
-  for (const char c : pattern) {
-    const uint64_t edge = uint64_t{node} << 8 | static_cast<uint8_t>(c);
-    const auto [found, inserted] = edges_.emplace(edge, static_cast<uint32_t>(ends_.size()));
-    if (inserted) ends_.push_back(nullptr);
-    node = found->second;
-  }
+  if (pattern.empty() || !trie_.insert(pattern, static_cast<int32_t>(tokens_.size()))) return;
+  tokens_.push_back(token);
   starts_[static_cast<uint8_t>(pattern.front())] = true;
-  if (ends_[node] != nullptr) return;
-  tokens_.push_back(std::make_unique<AddedToken>(token));
-  ends_[node] = tokens_.back().get();
 }
 
-size_t AddedTokenMatcher::match_front(std::string_view text, const AddedToken*& token) const {
-  size_t best = 0;
-  uint32_t node = 0;
+std::pair<size_t, const AddedToken*> AddedTokenMatcher::match_front(std::string_view text) const {
+  std::pair<size_t, const AddedToken*> best = {0, nullptr};
+  ByteTrie::Node node = ByteTrie::kRoot;
   for (size_t i = 0; i < text.size(); ++i) {
-    const auto edge = edges_.find(uint64_t{node} << 8 | static_cast<uint8_t>(text[i]));
-    if (edge == edges_.end()) break;
-    node = edge->second;
-    if (ends_[node] != nullptr) {
-      best = i + 1;
-      token = ends_[node];
-    }
+    node = trie_.step(node, text[i]);
+    if (node == ByteTrie::kNone) break;
+    const int32_t token = trie_.value(node);
+    if (token >= 0) best = {i + 1, &tokens_[static_cast<size_t>(token)]};
   }
   return best;
 }
@@ -84,8 +72,7 @@ void AddedTokenMatcher::split(std::string_view text, std::vector<Segment>& segme
       ++at;
       continue;
     }
-    const AddedToken* token = nullptr;
-    const size_t length = match_front(text.substr(at), token);
+    const auto [length, token] = match_front(text.substr(at));
     if (length == 0) {
       ++at;
       continue;
@@ -103,4 +90,4 @@ void AddedTokenMatcher::split(std::string_view text, std::vector<Segment>& segme
   if (done < text.size()) segments.push_back({done, text.size(), -1});
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

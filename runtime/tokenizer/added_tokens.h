@@ -3,15 +3,14 @@
 
 #include <array>
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <string_view>
-#include <unordered_map>
+#include <utility>
 #include <vector>
 
-#include "runtime/tokenizer/normalizer.h"
+#include "runtime/tokenizer/byte_trie.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 struct AddedToken {
   int32_t id = 0;
@@ -40,14 +39,12 @@ class AddedTokenMatcher {
   void split(std::string_view text, std::vector<Segment>& segments) const;
 
  private:
-  /// The length of the longest pattern at the front of `text` and its token; 0 for none.
-  size_t match_front(std::string_view text, const AddedToken*& token) const;
+  /// The length of the longest pattern at the front of `text`, and its token; 0 and null for none.
+  std::pair<size_t, const AddedToken*> match_front(std::string_view text) const;
 
-  /// A trie over bytes: node << 8 | byte -> node; the root is 0.
-  std::unordered_map<uint64_t, uint32_t> edges_;
-  std::vector<const AddedToken*> ends_ = {nullptr};
-  std::vector<std::unique_ptr<AddedToken>> tokens_;
+  ByteTrie trie_;  ///< pattern -> index into tokens_
+  std::vector<AddedToken> tokens_;
   std::array<bool, 256> starts_{};  ///< bytes that some pattern begins with
 };
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstdio>
 #include <limits>
 #include <queue>
 
 #include "formats/core/error.h"
 #include "runtime/tokenizer/unicode.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -31,11 +30,7 @@ Bpe::Bpe(Vocabulary vocabulary, const Merges& merges, BpeOptions options, const 
           where, "unk_token '" + printable(*options_.unk_token, 60) + "' is not in the vocabulary");
     }
   }
-  for (unsigned byte = 0; byte < 256; ++byte) {
-    std::array<char, 8> spelling;
-    std::snprintf(spelling.data(), spelling.size(), "<0x%02X>", byte);
-    byte_ids_[byte] = vocabulary_.find(spelling.data());
-  }
+  byte_ids_ = find_byte_tokens(vocabulary_);
   character_ids_.assign(0x10000, -1);
   for (char32_t c = 0; c < 0x10000; ++c) {
     if (c >= 0xD800 && c <= 0xDFFF) continue;
@@ -219,4 +214,4 @@ void Bpe::merge_long(std::vector<int32_t>& symbols) const {
   std::erase(symbols, kGone);
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

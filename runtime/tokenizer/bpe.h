@@ -9,7 +9,7 @@
 
 #include "runtime/tokenizer/model.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 struct BpeOptions {
   std::optional<std::string> unk_token;
@@ -59,4 +59,4 @@ class Bpe : public Model {
   int shift_ = 0;
 };
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -2,7 +2,7 @@
 
 #include "runtime/tokenizer/unicode.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -56,4 +56,4 @@ std::optional<std::string> bytes_from_byte_level(std::string_view text) {
   return bytes;
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -5,7 +5,7 @@
 #include "formats/core/error.h"
 #include "formats/json.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 Component::Component(const Json& value, std::string where)
     : value_(value), where_(std::move(where)) {
@@ -61,4 +61,4 @@ void Component::refuse_type(const std::string& role) const {
          "docs/tokenizers.md lists the types that are");
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

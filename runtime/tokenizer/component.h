@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 using Json = nlohmann::ordered_json;
 
@@ -41,4 +41,4 @@ class Component {
   std::string where_;
 };
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -9,7 +9,7 @@
 #include "formats/core/file.h"
 #include "formats/json.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -132,7 +132,8 @@ TokenizerConfig read_tokenizer_config(const std::filesystem::path& directory) {
        [&](const Component& component) { read_added_tokens_json(component, config); });
   with("config.json", [&](const Component& component) {
     config.model_type = component.text_or("model_type", "");
-    if (component.has("bos_token_id")) {
+    // Some models list several; then it is no help in finding the one.
+    if (component.has("bos_token_id") && !component.json().at("bos_token_id").is_array()) {
       const int64_t id = component.size("bos_token_id");
       if (id > std::numeric_limits<int32_t>::max()) component.refuse("bos_token_id too large");
       config.bos_token_id = static_cast<int32_t>(id);
@@ -141,4 +142,4 @@ TokenizerConfig read_tokenizer_config(const std::filesystem::path& directory) {
   return config;
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

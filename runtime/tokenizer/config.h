@@ -11,7 +11,7 @@
 #include "runtime/tokenizer/added_tokens.h"
 #include "runtime/tokenizer/component.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 /// From tokenizer_config.json, special_tokens_map.json, added_tokens.json and config.json; every
 /// file and every key may be absent.
@@ -36,4 +36,4 @@ TokenizerConfig read_tokenizer_config(const std::filesystem::path& directory);
 /// One entry of an "added_tokens" list or of added_tokens_decoder, its id given apart.
 AddedToken read_added_token(const Component& component, int64_t id);
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

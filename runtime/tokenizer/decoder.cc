@@ -9,7 +9,7 @@
 #include "runtime/tokenizer/pattern.h"
 #include "runtime/tokenizer/unicode.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -319,4 +319,4 @@ std::unique_ptr<TokenDecoder> read_decoder(const Component& component) {
 
 std::unique_ptr<TokenDecoder> make_space_joiner() { return make<SpaceJoinerStage>(NoSettings{}); }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

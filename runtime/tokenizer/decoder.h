@@ -7,7 +7,7 @@
 
 #include "runtime/tokenizer/component.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 /// One step of a decode in progress. Tokens come as text in any number of parts, then end_token;
 /// what the step makes of them goes to the next one as soon as it is certain. Not thread-safe.
@@ -34,4 +34,4 @@ std::unique_ptr<TokenDecoder> read_decoder(const Component& component);
 /// What the tokenizers library does without a decoder: tokens joined by single spaces.
 std::unique_ptr<TokenDecoder> make_space_joiner();
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

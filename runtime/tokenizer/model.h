@@ -7,7 +7,7 @@
 
 #include "runtime/tokenizer/vocabulary.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 /// Immutable; safe to share between threads.
 class Model {
@@ -18,4 +18,4 @@ class Model {
   virtual const Vocabulary& vocabulary() const = 0;
 };
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

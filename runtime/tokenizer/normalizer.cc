@@ -5,9 +5,10 @@
 
 #include "runtime/tokenizer/byte_level.h"
 #include "runtime/tokenizer/pattern.h"
+#include "runtime/tokenizer/precompiled.h"
 #include "runtime/tokenizer/unicode.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -102,7 +103,7 @@ class PerCharacter : public Normalizer {
 };
 
 void keep_unless_accent(char32_t c, std::string& out) {
-  if (!is_nonspacing_mark(c)) append_utf8(c, out);
+  if (!is_combining_mark(c)) append_utf8(c, out);
 }
 
 class ByteLevel : public Normalizer {
@@ -143,8 +144,9 @@ std::unique_ptr<Normalizer> read_normalizer(const Component& component) {
   if (type == "StripAccents") return std::make_unique<PerCharacter>(keep_unless_accent);
   if (type == "Lowercase") return std::make_unique<PerCharacter>(append_lowercase);
   if (type == "ByteLevel") return std::make_unique<ByteLevel>();
+  if (type == "Precompiled") return read_precompiled(component);
   if (type == "Sequence") return std::make_unique<Sequence>(component);
   component.refuse_type("normalizer");
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -6,7 +6,7 @@
 
 #include "runtime/tokenizer/component.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 /// A piece of the input on its way through the pipeline.
 struct Fragment {
@@ -22,8 +22,8 @@ class Normalizer {
   virtual void apply(Fragment& fragment) const = 0;
 };
 
-/// NFC, NFD, NFKC, NFKD, Prepend, Replace, Strip, StripAccents, Lowercase, ByteLevel, Sequence.
-/// Any other type is refused by name.
+/// NFC, NFD, NFKC, NFKD, Prepend, Replace, Strip, StripAccents, Lowercase, ByteLevel,
+/// Precompiled, Sequence. Any other type is refused by name.
 std::unique_ptr<Normalizer> read_normalizer(const Component& component);
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -36,14 +36,16 @@ std::unique_ptr<Tokenizer> open_tokenizer(const std::filesystem::path& directory
     return std::filesystem::exists(directory / name, ec);
   };
   if (has("tokenizer.json")) {
-    return open_tokenizer_json(directory / "tokenizer.json", read_tokenizer_config(directory));
+    return tokenizer::open_tokenizer_json(directory / "tokenizer.json",
+                                          tokenizer::read_tokenizer_config(directory));
   }
   if (has("tokenizer.model")) {
-    return open_sentencepiece(directory / "tokenizer.model", read_tokenizer_config(directory));
+    return tokenizer::open_sentencepiece(directory / "tokenizer.model",
+                                         tokenizer::read_tokenizer_config(directory));
   }
   if (has("vocab.json") && has("merges.txt")) {
-    return open_vocab_merges(directory / "vocab.json", directory / "merges.txt",
-                             read_tokenizer_config(directory));
+    return tokenizer::open_vocab_merges(directory / "vocab.json", directory / "merges.txt",
+                                        tokenizer::read_tokenizer_config(directory));
   }
   refuse_known_others(directory);
   return nullptr;

@@ -12,7 +12,7 @@
 #include "runtime/tokenizer/regex_syntax.h"
 #include "runtime/tokenizer/unicode.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -90,6 +90,8 @@ class RegexPattern : public Pattern {
   void find(std::string_view text, std::vector<Span>& spans) const override {
     const std::unique_ptr<pcre2_match_data, FreePcre2> data(pcre2_match_data_create(1, nullptr));
     if (!data) throw std::bad_alloc();
+    // The library does not ask what an empty text matches.
+    if (text.empty()) return;
     size_t previous = 0, start = 0;
     std::optional<size_t> last_end;
     while (start <= text.size() && match(text, start, data.get())) {
@@ -153,4 +155,4 @@ std::unique_ptr<Pattern> read_pattern(const Component& owner) {
   return std::make_unique<LiteralPattern>(needle);
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -10,7 +10,7 @@
 
 #include "runtime/tokenizer/component.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 /// A stretch of a text: bytes [begin, end), and whether the pattern matched it.
 struct Span {
@@ -34,4 +34,4 @@ std::unique_ptr<Pattern> make_regex(std::string_view oniguruma, const std::strin
 /// Each character for which `predicate` holds is one match.
 std::unique_ptr<Pattern> make_character_pattern(std::function<bool(char32_t)> predicate);
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -6,7 +6,7 @@
 #include "formats/core/error.h"
 #include "runtime/tokenizer/unicode.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -79,6 +79,9 @@ PipelineTokenizer::PipelineTokenizer(PipelineParts parts, const std::string& whe
     Fragment form{token.content, true};
     if (parts_.normalizer) parts_.normalizer->apply(form);
     normalized_matcher_.add(form.text, token);
+    // Text lost its own form when the token was matched; what is printed must not regain another.
+    // Special tokens are no text and print as they are written.
+    if (!token.special) added_by_id_.at(token.id).content = form.text;
   }
   for (const std::vector<int32_t>* ids : {&parts_.frame.prefix, &parts_.frame.suffix}) {
     for (const int32_t id : *ids) {
@@ -161,4 +164,4 @@ bool PipelineTokenizer::is_special(int32_t id) const {
   return added != added_by_id_.end() && added->second.special;
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

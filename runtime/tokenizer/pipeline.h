@@ -16,7 +16,7 @@
 #include "runtime/tokenizer/pre_tokenizer.h"
 #include "runtime/tokenizer/tokenizer.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 /// What a pipeline is made of. Everything but `model` may be absent.
 struct PipelineParts {
@@ -55,4 +55,4 @@ class PipelineTokenizer : public Tokenizer {
   int64_t vocab_size_ = 0;
 };
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

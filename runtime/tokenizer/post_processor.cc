@@ -5,7 +5,7 @@
 
 #include "formats/json.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -72,4 +72,4 @@ Frame read_post_processor(const Component& component) {
   component.refuse_type("post-processor");
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

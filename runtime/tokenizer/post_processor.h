@@ -6,7 +6,7 @@
 
 #include "runtime/tokenizer/component.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 /// The special ids that go before and after a text.
 struct Frame {
@@ -19,4 +19,4 @@ struct Frame {
 /// refused.
 Frame read_post_processor(const Component& component);
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -6,7 +6,7 @@
 #include "runtime/tokenizer/pattern.h"
 #include "runtime/tokenizer/unicode.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -257,4 +257,4 @@ std::unique_ptr<PreTokenizer> read_pre_tokenizer(const Component& component) {
   component.refuse_type("pre-tokenizer");
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -8,7 +8,7 @@
 
 #include "runtime/tokenizer/component.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 /// Bytes [begin, end) of PieceList::text. `at_start`: the piece begins where the input begins.
 struct Piece {
@@ -33,4 +33,4 @@ class PreTokenizer {
 /// CharDelimiterSplit, Sequence. Any other type is refused by name.
 std::unique_ptr<PreTokenizer> read_pre_tokenizer(const Component& component);
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -12,7 +12,7 @@
 #include "formats/core/error.h"
 #include "runtime/tokenizer/unicode.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -405,4 +405,4 @@ std::string pcre2_from_oniguruma(std::string_view pattern, const std::string& wh
   return Translator(pattern, where).run();
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

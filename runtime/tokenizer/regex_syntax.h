@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 /// The PCRE2 pattern (to be compiled with UTF, UCP, MULTILINE and newline LF) that matches what
 /// Oniguruma's Ruby syntax matches for `pattern`. Classes are spelled out by property where the two
@@ -13,4 +13,4 @@ namespace llmctl::runtime {
 /// class, POSIX brackets, inline flags other than i) throws kInvalidInput, naming it and `where`.
 std::string pcre2_from_oniguruma(std::string_view pattern, const std::string& where);
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -11,7 +11,7 @@
 #include "runtime/tokenizer/unicode.h"
 #include "runtime/tokenizer/vocabulary.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -266,4 +266,4 @@ std::unique_ptr<Tokenizer> open_sentencepiece(const std::filesystem::path& path,
   return std::make_unique<SentencePieceTokenizer>(path, config);
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -5,7 +5,7 @@
 
 #include "formats/core/error.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -113,4 +113,4 @@ bool looks_like_tiktoken(std::string_view bytes) {
          std::all_of(line.begin() + static_cast<std::ptrdiff_t>(space) + 1, line.end(), is_digit);
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 /// From trainer_spec and normalizer_spec of sentencepiece_model.proto; the defaults are the file's.
 struct SentencePieceSettings {
@@ -21,4 +21,4 @@ SentencePieceSettings read_sentencepiece_settings(std::string_view bytes, const 
 /// Is this a list of "base64 rank" lines, as Llama 3 and GLM-4 name tokenizer.model too?
 bool looks_like_tiktoken(std::string_view bytes);
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -7,7 +7,7 @@
 #include "runtime/tokenizer/config.h"
 #include "runtime/tokenizer/tokenizer.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 /// A tokenizer.json. Every component it names is honoured or refused; "truncation" and "padding"
 /// are not applied.
@@ -27,4 +27,4 @@ std::unique_ptr<Tokenizer> open_sentencepiece(const std::filesystem::path& path,
 /// Guards against a file that is no tokenizer at all.
 inline constexpr uint64_t kMaxTokenizerBytes = uint64_t{256} << 20;
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

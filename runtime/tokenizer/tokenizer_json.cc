@@ -5,9 +5,10 @@
 #include "formats/core/file.h"
 #include "runtime/tokenizer/pipeline.h"
 #include "runtime/tokenizer/sources.h"
+#include "runtime/tokenizer/unigram.h"
 #include "runtime/tokenizer/vocabulary_json.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -27,10 +28,26 @@ std::unique_ptr<Model> read_bpe(const Component& model, VocabularyJson& file) {
                                std::move(options), model.where());
 }
 
+std::unique_ptr<Model> read_unigram(const Component& model, const VocabularyJson& file) {
+  if (!file.tokens.empty()) model.refuse("a Unigram vocabulary must be a list of [token, score]");
+  std::optional<int32_t> unk_id;
+  if (model.has("unk_id")) {
+    const int64_t id = model.size("unk_id");
+    if (id >= static_cast<int64_t>(file.scores.size())) {
+      model.refuse("unk_id " + std::to_string(id) + " is beyond the " +
+                   std::to_string(file.scores.size()) + " pieces");
+    }
+    unk_id = static_cast<int32_t>(id);
+  }
+  return std::make_unique<Unigram>(file.scores, unk_id, model.flag("byte_fallback", false),
+                                   model.where());
+}
+
 std::unique_ptr<Model> read_model(const Component& model, VocabularyJson& file) {
   // Files from before the type was written are BPE if they have merges.
   const std::string type = model.text_or("type", model.json().contains("merges") ? "BPE" : "");
   if (type == "BPE") return read_bpe(model, file);
+  if (type == "Unigram") return read_unigram(model, file);
   if (type.empty()) model.refuse("'type' is missing");
   model.refuse_type("model");
 }
@@ -100,4 +117,4 @@ std::unique_ptr<Tokenizer> open_tokenizer_json(const std::filesystem::path& path
   return tokenizer;
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -9,7 +9,7 @@
 
 #include "formats/core/error.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -149,7 +149,10 @@ bool is_punctuation(char32_t c) {
   return kind >= UTF8PROC_CATEGORY_PC && kind <= UTF8PROC_CATEGORY_PO;
 }
 
-bool is_nonspacing_mark(char32_t c) { return category(c) == UTF8PROC_CATEGORY_MN; }
+bool is_combining_mark(char32_t c) {
+  const utf8proc_category_t kind = category(c);
+  return kind >= UTF8PROC_CATEGORY_MN && kind <= UTF8PROC_CATEGORY_ME;
+}
 
 void append_lowercase(char32_t c, std::string& text) {
   // U+0130 is the one character whose full lower-case mapping is two characters long.
@@ -177,4 +180,4 @@ std::string normalize_unicode(std::string_view text, NormalForm form) {
   return {reinterpret_cast<const char*>(buffer), static_cast<size_t>(length)};
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 /// What the front of a byte string is.
 enum class Utf8Kind {
@@ -56,8 +56,8 @@ bool is_word_character(char32_t c);
 bool is_numeric(char32_t c);
 /// ASCII punctuation (symbols included) or a general category P.
 bool is_punctuation(char32_t c);
-/// General category Mn.
-bool is_nonspacing_mark(char32_t c);
+/// General categories Mn, Mc, Me.
+bool is_combining_mark(char32_t c);
 
 /// The full lower-case mapping of `c`, without context (no final sigma).
 void append_lowercase(char32_t c, std::string& text);
@@ -66,4 +66,4 @@ enum class NormalForm { kNfc, kNfd, kNfkc, kNfkd };
 /// `text` in a Unicode normalisation form (utf8proc). Requires: valid UTF-8.
 std::string normalize_unicode(std::string_view text, NormalForm form);
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -7,7 +7,7 @@
 #include "runtime/tokenizer/sources.h"
 #include "runtime/tokenizer/vocabulary_json.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -96,8 +96,10 @@ std::vector<AddedToken> special_tokens(const TokenizerConfig& config,
     tokens.push_back(token);
   };
   for (const auto& [role, content] : config.roles) add(content);
-  // GPT-2's own files name no special token; its class has this one as bos, eos and unk.
-  add("<|endoftext|>");
+  // GPT-2's own files name no special token; its class has this one for each role left open.
+  for (const char* role : {"bos_token", "eos_token", "unk_token"}) {
+    if (config.find_role(role) == nullptr) add("<|endoftext|>");
+  }
   return tokens;
 }
 
@@ -146,4 +148,4 @@ std::unique_ptr<Tokenizer> open_vocab_merges(const std::filesystem::path& vocab,
   return tokenizer;
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

@@ -1,10 +1,11 @@
 #include "runtime/tokenizer/vocabulary.h"
 
 #include <algorithm>
+#include <cstdio>
 
 #include "formats/core/error.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 Vocabulary::Vocabulary(std::vector<std::pair<std::string, int64_t>> tokens,
                        const std::string& where)
@@ -38,4 +39,14 @@ const std::string* Vocabulary::find_spelling(int32_t id) const {
   return slot < 0 ? nullptr : &tokens_[static_cast<size_t>(slot)].first;
 }
 
-}  // namespace llmctl::runtime
+std::array<std::optional<int32_t>, 256> find_byte_tokens(const Vocabulary& vocabulary) {
+  std::array<std::optional<int32_t>, 256> ids;
+  for (unsigned byte = 0; byte < 256; ++byte) {
+    std::array<char, 8> spelling;
+    std::snprintf(spelling.data(), spelling.size(), "<0x%02X>", byte);
+    ids[byte] = vocabulary.find(spelling.data());
+  }
+  return ids;
+}
+
+}  // namespace llmctl::runtime::tokenizer

@@ -1,6 +1,7 @@
 // Token spellings and their ids.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -9,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 /// Immutable; safe to share between threads. Not copyable: the index points into the spellings.
 class Vocabulary {
@@ -36,4 +37,7 @@ class Vocabulary {
   std::unordered_map<std::string_view, int32_t> index_;
 };
 
-}  // namespace llmctl::runtime
+/// The ids of the byte tokens <0x00> to <0xFF>, where the vocabulary has them.
+std::array<std::optional<int32_t>, 256> find_byte_tokens(const Vocabulary& vocabulary);
+
+}  // namespace llmctl::runtime::tokenizer

@@ -4,7 +4,7 @@
 
 #include "formats/core/error.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 namespace {
 
@@ -203,4 +203,4 @@ std::vector<std::pair<std::string, int64_t>> parse_vocab_json(std::string_view t
   return std::move(out.tokens);
 }
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer

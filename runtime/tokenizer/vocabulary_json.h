@@ -10,7 +10,7 @@
 #include "runtime/tokenizer/bpe.h"
 #include "runtime/tokenizer/component.h"
 
-namespace llmctl::runtime {
+namespace llmctl::runtime::tokenizer {
 
 /// A tokenizer.json taken apart. `rest` holds everything but the big tables.
 struct VocabularyJson {
@@ -29,4 +29,4 @@ VocabularyJson parse_tokenizer_json(std::string_view text, const std::string& wh
 std::vector<std::pair<std::string, int64_t>> parse_vocab_json(std::string_view text,
                                                               const std::string& where);
 
-}  // namespace llmctl::runtime
+}  // namespace llmctl::runtime::tokenizer
