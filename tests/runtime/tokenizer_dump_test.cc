@@ -1,4 +1,4 @@
-// Not a test of its own: the door through which tests/interop/tokenizers_interop.py compares whole
+// Not a test of its own: the door through which tests/interop/tokenizers_test.py compares whole
 // corpora with the Python libraries.
 #include <doctest/doctest.h>
 

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Compares llmctl's tokenizers with the Python libraries on a whole corpus and on random Unicode.
 
-    tokenizers_interop.py --tests build/dev/tests/llmctl_tests --data ../shared/data
+    tokenizers_test.py [--tests build/dev/tests/llmctl_tests] [--data ../shared/data] [--only NAME] [--seed N]
 
 For every tokenizer folder under DATA/tokenizers (and the SentencePiece models under DATA/models) all
-lines of wikitext-2/test.txt, all of it as one text, and 2,000 random strings are encoded and decoded
-by both; ids and texts must be equal. Needs the Python packages tokenizers and sentencepiece.
+lines of wikitext-2/test.txt, a long stretch of it as one text, and 2,000 random strings are encoded and
+decoded by both; ids and texts must be equal. Needs the Python packages tokenizers and sentencepiece, and
+the test data (LLMCTL_TEST_DATA): without either it says so and passes.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -16,6 +18,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+
+# tests/runtime/tokenizer_dump_test.cc
+DUMP_CASE = "tokenizer: dumps ids for the interop script"
 
 # Characters that tokenizers stumble over, beside those drawn from whole blocks.
 NASTY = [" ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", "\u00a0", "\u2003", "\u3000", "\u180e", "\u200b", "\u200d", "\ufeff",
@@ -74,7 +79,7 @@ def llmctl(tests, directory, texts, work):
         json.dump(texts, f)
     environment = dict(os.environ, LLMCTL_TOKENIZER_DIRECTORY=directory, LLMCTL_TOKENIZER_INPUT=source,
                        LLMCTL_TOKENIZER_OUTPUT=target)
-    subprocess.run([tests, "-tc=tokenizer: dumps ids for the interop script", "--no-skip"], env=environment, check=True,
+    subprocess.run([tests, f"-tc={DUMP_CASE}", "--no-skip"], env=environment, check=True,
                    stdout=subprocess.DEVNULL)
     with open(target, encoding="utf-8") as f:
         return [(case["ids"], case["text"]) for case in json.load(f)]
@@ -92,17 +97,28 @@ def compare(name, ours, oracle, texts):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tests", required=True, help="the llmctl_tests binary")
-    parser.add_argument("--data", required=True, help="the test data folder")
+    source = os.environ.get("LLMCTL_SOURCE_DIR", os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+    binary = os.environ.get("LLMCTL_BINARY", os.path.join(source, "build/dev/cli/llmctl"))
+    parser.add_argument("--tests", default=os.path.join(os.path.dirname(binary), "..", "tests", "llmctl_tests"),
+                        help="the llmctl_tests binary")
+    parser.add_argument("--data", default=os.environ.get("LLMCTL_TEST_DATA", os.path.join(source, "..", "shared", "data")),
+                        help="the test data folder")
     parser.add_argument("--only", help="one tokenizer by name")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+
+    for module in ("tokenizers", "sentencepiece"):
+        if importlib.util.find_spec(module) is None:
+            print(f"SKIPPED: no Python package {module}", file=sys.stderr)
+            return 0
+    if not os.path.isdir(os.path.join(arguments.data, "tokenizers")):
+        print(f"SKIPPED: no tokenizers in {arguments.data}; set LLMCTL_TEST_DATA", file=sys.stderr)
+        return 0
 
     with open(os.path.join(arguments.data, "text/wikitext-2/test.txt"), encoding="utf-8", newline="") as f:
         corpus = f.read()
     print("seed", arguments.seed)
     random_part = random_texts(2000, arguments.seed)
-    # An empty text decodes to nothing either way; SentencePiece refuses none.
     texts = corpus.split("\n") + random_part + [corpus[:200000]]
 
     tokenizers_root = os.path.join(arguments.data, "tokenizers")
