@@ -1,7 +1,5 @@
 #include "formats/zip.h"
 
-#include <libdeflate.h>
-
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -11,6 +9,7 @@
 
 #include "formats/core/checked.h"
 #include "formats/core/error.h"
+#include "formats/crc32.h"
 
 namespace llmctl::formats {
 namespace {
@@ -282,8 +281,9 @@ bool ZipArchive::crc_matches(const File& file, const ZipEntry& entry) {
   uint32_t crc = 0;
   for (uint64_t done = 0; done < entry.size_bytes;) {
     const uint64_t n = std::min<uint64_t>(buffer.size(), entry.size_bytes - done);
-    file.read_at(std::span(buffer).first(static_cast<size_t>(n)), entry.offset_bytes + done);
-    crc = libdeflate_crc32(crc, buffer.data(), static_cast<size_t>(n));
+    const std::span<std::byte> part = std::span(buffer).first(static_cast<size_t>(n));
+    file.read_at(part, entry.offset_bytes + done);
+    crc = crc32(part, crc);
     done += n;
   }
   return crc == entry.crc32;
