@@ -71,7 +71,7 @@ Ini Ini::parse(std::string_view text, std::string where) {
       if (end == rest.size() || rest[end] != ']') fail("a section without ']'");
       section = std::string(rest.substr(0, end));
       previous = nullptr;
-      if (!ini.has_section(section)) ini.sections_.push_back(section);
+      if (ini.section_names_.insert(lower(section)).second) ini.sections_.push_back(section);
     } else {
       const size_t end = find_stop_or_comment(line, "=:");
       if (end == line.size() || line[end] == ';') {
@@ -91,10 +91,7 @@ Ini Ini::parse(std::string_view text, std::string where) {
 }
 
 bool Ini::has_section(std::string_view section) const {
-  for (const std::string& name : sections_) {
-    if (lower(name) == lower(section)) return true;
-  }
-  return false;
+  return section_names_.count(lower(section)) > 0;
 }
 
 void Ini::refuse(std::string_view section, std::string_view key, const std::string& what) const {

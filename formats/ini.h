@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace llmctl::formats {
@@ -45,6 +47,7 @@ class Ini {
 
   std::string where_;
   std::vector<std::string> sections_;
+  std::set<std::string> section_names_;        ///< in lower case
   std::map<std::string, std::string> values_;  ///< "section\nkey" in lower case
 };
 

@@ -21,6 +21,12 @@ constexpr std::array kFormats = {
            detect_faster_transformer, read_faster_transformer, place_faster_transformer},
 };
 
+/// Whether `name` is that of a file which only makes sense together with those beside it.
+bool is_part_of_checkpoint(const std::string& name) {
+  return name == "config.json" || name == "config.ini" || parse_ft_file_name(name) ||
+         (name.size() > 11 && name.compare(name.size() - 11, 11, ".index.json") == 0);
+}
+
 }  // namespace
 
 std::span<const Format> format_table() { return kFormats; }
@@ -58,6 +64,10 @@ Checkpoint read_checkpoint(const fs::path& path) {
   }
   const auto stranger =
       is_directory ? describe_stranger_directory(path) : describe_stranger_file(path);
+  if (!is_directory && is_part_of_checkpoint(path.filename().string())) {
+    throw_invalid(path.string(), "this is one file of a checkpoint",
+                  "give the directory it lies in");
+  }
   if (stranger) throw_invalid(path.string(), "this is " + stranger->what, stranger->hint);
   throw_invalid(path.string(), "not a checkpoint that llmctl knows",
                 "known are: " + describe_known_formats());

@@ -458,12 +458,16 @@ void read_safetensors(const fs::path& path, int file, std::vector<StoredTensor>&
   const std::string where = path.string();
   const File source = File::open_read(path);
   const uint64_t size = source.size_bytes();
-  if (const auto stranger = describe_stranger_file(path)) {
-    throw_invalid(where, "expected a safetensors file, this is " + stranger->what, stranger->hint);
+  std::array<std::byte, 9> prefix{};
+  if (size >= prefix.size()) source.read_at(prefix, 0);
+  if (prefix[8] != std::byte{'{'}) {
+    // The start decides: a length may look like the signature of another format.
+    if (const auto stranger = describe_stranger_file(path)) {
+      throw_invalid(where, "expected a safetensors file, this is " + stranger->what,
+                    stranger->hint);
+    }
   }
   if (size < 9) throw_invalid(where, "too short for a safetensors file", "fetch it again");
-  std::array<std::byte, 9> prefix{};
-  source.read_at(prefix, 0);
   const uint64_t length = header_length(std::span(prefix).first<8>(), size, where);
   if (length == 0) throw_invalid(where, "the header is empty");
   check_first_byte(prefix[8], where);

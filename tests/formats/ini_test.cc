@@ -84,6 +84,20 @@ TEST_CASE("ini: lines longer than INIReader's buffer stay whole") {
   CHECK(ini.get("a", "model_dir").size() == 5000);
 }
 
+TEST_CASE("ini: the largest hostile file costs little time") {
+  std::string text;
+  for (int i = 0; text.size() < 1 << 20; ++i) text += "[" + std::to_string(i) + "]\n";
+  const test::Cost sections = test::measure([&] { Ini::parse(text, "x"); });
+  text = "[a]\nk = v\n";
+  while (text.size() < 1 << 20) text += " v\n";
+  const test::Cost lines = test::measure([&] { Ini::parse(text, "x"); });
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  CHECK(sections.seconds < 1.0);
+  CHECK(lines.seconds < 1.0);
+  CHECK(sections.peak_growth_bytes < int64_t{64} << 20);
+#endif
+}
+
 TEST_CASE("ini: refuses each bad file naming the line") {
   int count = 0;
   for (const auto& entry : fs::directory_iterator(test::golden("bad/ini"))) {

@@ -83,7 +83,7 @@ TEST_CASE("registry: a pipe does not hang") {
 TEST_CASE("registry: strange files are named for what they are") {
   const test::TempDir dir;
   std::string tar(512, '\0');
-  tar.replace(257, 5, "ustar");
+  tar.replace(257, 5, "ustar");  // a zero byte follows, as POSIX has it
   const std::pair<std::string, std::string> strangers[] = {
       {"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"},
       {std::string("GGUF\x03\0\0\0", 8), "a GGUF file"},
@@ -101,6 +101,16 @@ TEST_CASE("registry: strange files are named for what they are") {
       test::write_bytes(dir / name, bytes);
       CHECK(refusal_of(dir / name).find(what) != std::string::npos);
     }
+  }
+}
+
+TEST_CASE("registry: one file of a checkpoint leads to its directory") {
+  const test::TempDir dir;
+  for (const char* name :
+       {"config.json", "config.ini", "model.safetensors.index.json", "model.wte.bin"}) {
+    CAPTURE(name);
+    test::write_bytes(dir / name, "{}");
+    CHECK(refusal_of(dir / name).find("give the directory it lies in") != std::string::npos);
   }
 }
 

@@ -251,6 +251,17 @@ TEST_CASE("safetensors: white space between tokens and other key orders are read
   CHECK(tensors[0].offset_bytes == 8 + text.size());
 }
 
+TEST_CASE("safetensors: a header length that looks like a gzip signature is a length") {
+  const test::TempDir dir;
+  std::string header = R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})";
+  header.resize(0x8B1F, ' ');
+  test::write_bytes(dir / "x.safetensors",
+                    std::string("\x1F\x8B\0\0\0\0\0\0", 8) + header + "01234567");
+  std::vector<StoredTensor> tensors;
+  read_safetensors(dir / "x.safetensors", 0, tensors);
+  CHECK(tensors.size() == 1);
+}
+
 TEST_CASE("safetensors: a file without tensors is valid") {
   std::vector<StoredTensor> tensors;
   const std::string bytes = std::string("\x08\0\0\0\0\0\0\0", 8) + "{}      ";
