@@ -68,7 +68,16 @@ std::vector<std::string> flag_names(const CLI::App& app) {
     throw_usage("'" + stray + "'", "one argument too many for 'llmctl " + verb.get_name() + "'",
                 help);
   }
-  throw_usage("llmctl " + verb.get_name(), error.what(), help);
+  const std::string text = error.what();
+  if (dynamic_cast<const CLI::ArgumentMismatch*>(&error) != nullptr) {
+    // CLI11 says "--to: 1 required TEXT missing" or "--to: At Most 1 required but received 2".
+    const std::string flag = text.substr(0, text.find(':'));
+    throw_usage(
+        flag,
+        text.find("received") == std::string::npos ? "a value must follow" : "given more than once",
+        help);
+  }
+  throw_usage("llmctl " + verb.get_name(), text, help);
 }
 
 }  // namespace

@@ -248,13 +248,13 @@ void print_as_json(const formats::Checkpoint& checkpoint, const reshard::Model* 
 ExitCode run_inspect(const InspectOptions& options) {
   const formats::Checkpoint checkpoint = formats::read_checkpoint(options.path);
   // A checkpoint of an unknown family is still shown as far as its format tells; then it is
-  // refused.
+  // refused. Who brings a family file wants to hear what is wrong with that.
   std::optional<reshard::Model> model;
   std::exception_ptr refusal;
   try {
     model = reshard::open_model(checkpoint, {.family_file = options.family_file});
   } catch (const Error& error) {
-    if (error.code() != ErrorCode::kInvalidInput) throw;
+    if (error.code() != ErrorCode::kInvalidInput || !options.family_file.empty()) throw;
     refusal = std::current_exception();
   }
   const reshard::Model* shown = model ? &*model : nullptr;

@@ -1,11 +1,13 @@
 // The documents and the flag tree say the same.
 #include <doctest/doctest.h>
 
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <regex>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "cli/commands.h"
 #include "cli/completion.h"
@@ -92,8 +94,7 @@ TEST_CASE("docs: the family file of adding-a-family.md is one and its field list
   const std::string text = document("docs/adding-a-family.md");
   const size_t start = text.find("```json\n");
   REQUIRE(start != std::string::npos);
-  const std::string example =
-      text.substr(start + 8, text.find("```", start + 8) - start - 8);
+  const std::string example = text.substr(start + 8, text.find("```", start + 8) - start - 8);
   const auto family = reshard::UserFamily::parse(example, "the example");
   CHECK(family->family().name == "internlm2");
   CHECK(family->family().tensors.size() == 12);
@@ -103,7 +104,27 @@ TEST_CASE("docs: the family file of adding-a-family.md is one and its field list
   }
   for (const reshard::CanonicalTensor& tensor : reshard::canonical_table()) {
     CAPTURE(tensor.name);
-    CHECK((tensor.auxiliary || text.find("`" + std::string(tensor.name) + "`") != std::string::npos));
+    CHECK(
+        (tensor.auxiliary || text.find("`" + std::string(tensor.name) + "`") != std::string::npos));
+  }
+}
+
+TEST_CASE("docs: every link to a file of the repository leads to one") {
+  namespace fs = std::filesystem;
+  static const std::regex kLink("\\]\\(([^)#:]+)(#[^)]*)?\\)");
+  const fs::path root = LLMCTL_SOURCE_DIR;
+  std::vector<fs::path> pages = {root / "README.md", root / "samples" / "README.md"};
+  for (const auto& entry : fs::recursive_directory_iterator(root / "docs")) {
+    if (entry.path().extension() == ".md") pages.push_back(entry.path());
+  }
+  for (const fs::path& page : pages) {
+    CAPTURE(page.string());
+    const std::string text = document(page.lexically_relative(root).string());
+    for (std::sregex_iterator it(text.begin(), text.end(), kLink), end; it != end; ++it) {
+      const std::string target = (*it)[1].str();
+      CAPTURE(target);
+      CHECK(fs::exists(page.parent_path() / target));
+    }
   }
 }
 
