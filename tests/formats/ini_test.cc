@@ -84,7 +84,7 @@ TEST_CASE("ini: lines longer than INIReader's buffer stay whole") {
   CHECK(ini.get("a", "model_dir").size() == 5000);
 }
 
-TEST_CASE("ini: the largest hostile file costs little time") {
+TEST_CASE("ini: the largest hostile file costs little memory") {
   std::string text;
   for (int i = 0; text.size() < 1 << 20; ++i) text += "[" + std::to_string(i) + "]\n";
   const test::Cost sections = test::measure([&] { Ini::parse(text, "x"); });
@@ -92,9 +92,8 @@ TEST_CASE("ini: the largest hostile file costs little time") {
   while (text.size() < 1 << 20) text += " v\n";
   const test::Cost lines = test::measure([&] { Ini::parse(text, "x"); });
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-  CHECK(sections.seconds < 1.0);
-  CHECK(lines.seconds < 1.0);
   CHECK(sections.peak_growth_bytes < int64_t{64} << 20);
+  CHECK(lines.peak_growth_bytes < int64_t{64} << 20);
 #endif
 }
 
