@@ -21,14 +21,14 @@ struct CheckpointFile {
 /// One tensor as it lies in a file. Nothing is copied: the bytes are `files[file]` from
 /// `offset_bytes`, which readers have checked to hold every element.
 struct StoredTensor {
-  std::string name;           ///< as in the checkpoint, without a rank suffix
+  std::string name;  ///< as in the checkpoint, without a rank suffix
   DType dtype = DType::F32;
-  Shape shape;                ///< FasterTransformer files have none: one axis of all elements
+  Shape shape;                   ///< FasterTransformer files have none: one axis of all elements
   std::vector<int64_t> strides;  ///< in elements; empty means row-major
-  int file = 0;               ///< index into Checkpoint::files
-  uint64_t offset_bytes = 0;  ///< of element (0, ..., 0)
-  int tp_rank = -1;           ///< -1: the tensor is whole on every rank
-  int pp_rank = -1;           ///< -1: the format does not split layers over stages
+  int file = 0;                  ///< index into Checkpoint::files
+  uint64_t offset_bytes = 0;     ///< of element (0, ..., 0)
+  int tp_rank = -1;              ///< -1: the tensor is whole on every rank
+  int pp_rank = -1;              ///< -1: the format does not split layers over stages
 
   int64_t num_elements() const;
   uint64_t num_bytes() const;  ///< of a dense copy

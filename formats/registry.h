@@ -21,7 +21,7 @@ struct Format {
   /// tensor payload is read.
   Checkpoint (*read)(const std::filesystem::path& path);
   /// Lays target tensors out in files; null where llmctl only reads the format.
-  std::vector<FilePlan> (*place)(std::span<const TargetTensor> tensors, const WriteOptions& options);
+  std::vector<FilePlan> (*place)(std::span<const TargetTensor> tensors, const WriteOptions&);
 };
 
 /// All formats, in the order in which detection tries them.

@@ -8,7 +8,11 @@ folder=$1
 shift
 arguments=()
 command -v ccache >/dev/null && arguments+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
-command -v mold >/dev/null && arguments+=(-DCMAKE_EXE_LINKER_FLAGS=-fuse-ld=mold)
+# GCC before 12.1 does not know the name.
+if command -v mold >/dev/null &&
+  echo 'int main() {}' | "${CXX:-c++}" -fuse-ld=mold -x c++ -o /dev/null - 2>/dev/null; then
+  arguments+=(-DCMAKE_EXE_LINKER_FLAGS=-fuse-ld=mold)
+fi
 
 # One compiler takes up to 1.5 GB: on a small machine fewer at once are faster than swapping.
 cores=$(nproc)

@@ -1,5 +1,5 @@
-// Opens any checkpoint that llmctl can read and prints what one canonical tensor holds, whatever the
-// format, the fusing and the number of parallel ranks it is stored in.
+// Opens any checkpoint that llmctl can read and prints what one canonical tensor holds, whatever
+// the format, the fusing and the number of parallel ranks it is stored in.
 //
 //     sample_read_tensor CKPT [TENSOR]          e.g. sample_read_tensor ./bloom-ft layers.0.q
 #include <algorithm>

@@ -9,10 +9,10 @@
 
 namespace llmctl {
 
-enum class DType : uint8_t {
+enum class DType : uint8_t {  // clang-format off
   F64, F32, F16, BF16, F8_E4M3, F8_E5M2,
   I64, I32, I16, I8, U64, U32, U16, U8, BOOL,
-};
+};  // clang-format on
 
 struct DTypeInfo {
   DType dtype;
