@@ -25,6 +25,12 @@ double ms_between(Clock::time_point a, Clock::time_point b) {
   return std::chrono::duration<double, std::milli>(b - a).count();
 }
 
+/// Tokens of a request that can ever be in the cache: the last one generated is never fed back.
+int64_t max_cached_tokens(const GenerateRequest& request) {
+  if (request.max_new_tokens == 0) return 0;
+  return static_cast<int64_t>(request.prompt_ids.size()) + request.max_new_tokens - 1;
+}
+
 /// One request on its way. Every rank keeps its own copy and all copies stay equal, because each
 /// new id is broadcast.
 struct Sequence {
@@ -34,10 +40,6 @@ struct Sequence {
   int64_t cached = 0;  ///< tokens whose keys and values are in the cache
 
   int64_t prompt_size() const { return static_cast<int64_t>(request->prompt_ids.size()); }
-  /// Tokens that can ever be in the cache: the last one generated is never fed back.
-  int64_t max_tokens() const {
-    return request->max_new_tokens == 0 ? 0 : prompt_size() + request->max_new_tokens - 1;
-  }
   int64_t known() const { return prompt_size() + static_cast<int64_t>(result.ids.size()); }
   int32_t id(int64_t position) const {
     return position < prompt_size() ? request->prompt_ids[static_cast<size_t>(position)]
@@ -190,12 +192,12 @@ Engine::Engine(const reshard::Model& model, const EngineOptions& options)
   const auto count = static_cast<size_t>(self.world);
   self.decoders.resize(count);
   std::vector<uint64_t> bytes(count);
-  const std::vector<reshard::TensorRule> layout = weight_layout(self.config);
   self.run_on_ranks([&](int rank, const RankComm&) {
     const auto i = static_cast<size_t>(rank);
     const RankPlace place = place_of_rank(self.config, options.tp, options.pp, rank);
     const reshard::RankSlice slice{options.tp, place.tp_rank, place.first_layer, place.end_layer};
-    auto weights = reshard::load_rank(model, layout, slice, options.dtype, *self.pools[i]);
+    auto weights = reshard::load_rank(model, weight_layout(self.config, place), slice,
+                                      options.dtype, *self.pools[i]);
     bytes[i] = weights.total_bytes();
     self.decoders[i] =
         std::make_unique<Decoder>(self.config, place, std::move(weights), *self.pools[i],
@@ -230,16 +232,18 @@ void Engine::Impl::generate_on_rank(int rank, const RankComm& comm,
   const auto start = Clock::now();
 
   int64_t total_pages = 0;
-  std::vector<Sequence> sequences(requests.size());
-  for (size_t i = 0; i < requests.size(); ++i) {
-    Sequence& sequence = sequences[i];
-    sequence.request = &requests[i];
-    const int64_t pages = cache.pages_for(sequence.max_tokens());
-    total_pages += pages;
-    sequence.pages.reserve(static_cast<size_t>(pages));
-    sequence.result.ids.reserve(static_cast<size_t>(requests[i].max_new_tokens));
+  for (const GenerateRequest& request : requests) {
+    total_pages += cache.pages_for(max_cached_tokens(request));
   }
   cache.reset(total_pages);
+  std::vector<Sequence> sequences(requests.size());
+  for (size_t i = 0; i < requests.size(); ++i) {
+    sequences[i].request = &requests[i];
+    // All at once: a pass holds pointers to the block table while more pages are added.
+    sequences[i].pages.reserve(
+        static_cast<size_t>(cache.pages_for(max_cached_tokens(requests[i]))));
+    sequences[i].result.ids.reserve(static_cast<size_t>(requests[i].max_new_tokens));
+  }
 
   Sampler sampler(samples ? config.vocab_size : 0);
   Pending pending;

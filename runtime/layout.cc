@@ -1,5 +1,7 @@
 #include "runtime/layout.h"
 
+#include <span>
+
 namespace llmctl::runtime {
 namespace {
 
@@ -7,20 +9,28 @@ using reshard::TensorRule;
 
 // `~/tp` pads an axis with zeros to a multiple of tp: rank r holds rows [r * c, (r + 1) * c),
 // c = ceil(n / tp).
-constexpr TensorRule kCommon[] = {
+constexpr TensorRule kEmbedding[] = {
     {"embed", "embed : vocab~/tp hidden"},
     {"embed_narrow", "embed_narrow : vocab~/tp width"},
+};
+
+constexpr TensorRule kBeforeLayers[] = {
     {"project_in", "project_in : hidden width"},
-    {"project_out", "project_out : width hidden"},
     {"pos", "pos : position hidden"},
     {"embed_norm", "embed_norm : hidden"},
     {"embed_norm_b", "embed_norm_b : hidden"},
+};
+
+constexpr TensorRule kAfterLayers[] = {
     {"final_norm", "final_norm : hidden"},
     {"final_norm_b", "final_norm_b : hidden"},
+    {"project_out", "project_out : width hidden"},
     {"head", "head : vocab~/tp hidden"},
     {"head_narrow", "head_narrow : vocab~/tp width"},
     {"head_bias", "head_bias : vocab~/tp"},
+};
 
+constexpr TensorRule kLayer[] = {
     {"layers.{l}.norm1", "norm1 : hidden"},
     {"layers.{l}.norm1_b", "norm1b : hidden"},
     {"layers.{l}.norm2", "norm2 : hidden"},
@@ -45,13 +55,22 @@ constexpr TensorRule kPlainMlp[] = {
 
 }  // namespace
 
-std::vector<TensorRule> weight_layout(const ModelConfig& config) {
-  std::vector<TensorRule> rules(std::begin(kCommon), std::end(kCommon));
+std::vector<TensorRule> weight_layout(const ModelConfig& config, const RankPlace& place) {
+  std::vector<TensorRule> rules;
+  const auto add = [&](std::span<const TensorRule> rows) {
+    rules.insert(rules.end(), rows.begin(), rows.end());
+  };
+  const bool first = place.is_first_stage();
+  const bool last = place.is_last_stage();
+  if (first || (last && config.tie_word_embeddings)) add(kEmbedding);
+  if (first) add(kBeforeLayers);
+  add(kLayer);
   if (config.gated_mlp) {
-    rules.insert(rules.end(), std::begin(kGatedMlp), std::end(kGatedMlp));
+    add(kGatedMlp);
   } else {
-    rules.insert(rules.end(), std::begin(kPlainMlp), std::end(kPlainMlp));
+    add(kPlainMlp);
   }
+  if (last) add(kAfterLayers);
   return rules;
 }
 

@@ -42,6 +42,8 @@ constexpr std::array kClasses = {
     SentencePieceClass{"ChatGLMTokenizer", false, false, kChatGlmTokens, kChatGlmPrefix},
 };
 
+constexpr SentencePieceClass kUnknownClass{"", false, false, {}, {}};
+
 class SentencePieceDecode;
 
 class SentencePieceTokenizer : public Tokenizer {
@@ -59,7 +61,9 @@ class SentencePieceTokenizer : public Tokenizer {
   friend class SentencePieceDecode;
 
   bool is_piece(int32_t id) const { return id >= 0 && id < piece_count_; }
-  void choose_frame(const TokenizerConfig& config, const std::string& where);
+  void add_extra_tokens(const SentencePieceClass& traits, const TokenizerConfig& config);
+  void choose_frame(const SentencePieceClass& traits, const TokenizerConfig& config,
+                    const std::string& where);
 
   sentencepiece::SentencePieceProcessor processor_;
   SentencePieceSettings settings_;
@@ -162,24 +166,6 @@ SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& path
   }
   piece_count_ = processor_.GetPieceSize();
   vocab_size_ = piece_count_;
-  choose_frame(config, where);
-  const int64_t limit = 2 * int64_t{piece_count_} + (int64_t{1} << 20);
-  for (const AddedToken& token : config.added_tokens) {
-    if (token.id < piece_count_) continue;
-    if (token.id >= limit) {
-      throw_invalid(config.directory.string(), "added token '" + printable(token.content, 60) +
-                                                   "' has id " + std::to_string(token.id) +
-                                                   ", far behind the model's " +
-                                                   std::to_string(piece_count_) + " pieces");
-    }
-    extra_tokens_.push_back(token);
-  }
-  for (const AddedToken& token : extra_tokens_) {
-    vocab_size_ = std::max<int64_t>(vocab_size_, int64_t{token.id} + 1);
-  }
-}
-
-void SentencePieceTokenizer::choose_frame(const TokenizerConfig& config, const std::string& where) {
   const auto kind = std::find_if(kClasses.begin(), kClasses.end(), [&](const auto& entry) {
     return entry.tokenizer_class == config.tokenizer_class;
   });
@@ -189,16 +175,39 @@ void SentencePieceTokenizer::choose_frame(const TokenizerConfig& config, const s
                       "' is not supported: whether its texts begin with BOS is not known",
                   "set \"add_bos_token\" in tokenizer_config.json");
   }
-  if (kind != kClasses.end()) {
-    for (const std::string_view content : kind->extra_tokens) {
-      AddedToken token;
-      token.id = static_cast<int32_t>(vocab_size_++);
-      token.content = content;
-      token.special = true;
-      extra_tokens_.push_back(token);
-    }
-    for (const size_t index : kind->prefix) prefix_.push_back(extra_tokens_[index].id);
+  // The unknown class has no tokens of its own, and its flags are all stated.
+  const SentencePieceClass& traits = kind != kClasses.end() ? *kind : kUnknownClass;
+  add_extra_tokens(traits, config);
+  choose_frame(traits, config, where);
+}
+
+void SentencePieceTokenizer::add_extra_tokens(const SentencePieceClass& traits,
+                                              const TokenizerConfig& config) {
+  for (const std::string_view content : traits.extra_tokens) {
+    AddedToken token;
+    token.id = static_cast<int32_t>(vocab_size_++);
+    token.content = content;
+    token.special = true;
+    extra_tokens_.push_back(token);
   }
+  const int64_t limit = 2 * int64_t{piece_count_} + (int64_t{1} << 20);
+  for (const AddedToken& token : config.added_tokens) {
+    // Of two tokens with one id the model's own, or the class's, counts.
+    if (find_spelling(token.id)) continue;
+    if (token.id >= limit) {
+      throw_invalid(config.directory.string(), "added token '" + printable(token.content, 60) +
+                                                   "' has id " + std::to_string(token.id) +
+                                                   ", far behind the model's " +
+                                                   std::to_string(piece_count_) + " pieces");
+    }
+    extra_tokens_.push_back(token);
+    vocab_size_ = std::max<int64_t>(vocab_size_, int64_t{token.id} + 1);
+  }
+}
+
+void SentencePieceTokenizer::choose_frame(const SentencePieceClass& traits,
+                                          const TokenizerConfig& config, const std::string& where) {
+  for (const size_t index : traits.prefix) prefix_.push_back(extra_tokens_[index].id);
   const auto id_of = [&](const char* role, int fallback) -> std::optional<int32_t> {
     const std::string* content = config.find_role(role);
     if (content == nullptr) return fallback >= 0 ? std::optional<int32_t>(fallback) : std::nullopt;
@@ -209,10 +218,9 @@ void SentencePieceTokenizer::choose_frame(const TokenizerConfig& config, const s
     return *id;
   };
   const std::optional<int32_t> bos = id_of("bos_token", processor_.bos_id());
-  const bool class_adds_bos = kind != kClasses.end() && kind->add_bos_token && bos.has_value();
+  const bool class_adds_bos = traits.add_bos_token && bos.has_value();
   if (config.add_bos_token.value_or(class_adds_bos)) prefix_.push_back(need("bos_token", bos));
-  const bool class_adds_eos = kind != kClasses.end() && kind->add_eos_token;
-  if (config.add_eos_token.value_or(class_adds_eos)) {
+  if (config.add_eos_token.value_or(traits.add_eos_token)) {
     suffix_.push_back(need("eos_token", id_of("eos_token", processor_.eos_id())));
   }
 }

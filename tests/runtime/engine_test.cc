@@ -7,12 +7,14 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "formats/core/error.h"
 #include "reshard/model.h"
 #include "tests/support/npy.h"
+#include "tests/support/temp_dir.h"
 #include "tests/support/test_data.h"
 
 using namespace llmctl;
@@ -227,6 +229,43 @@ TEST_CASE("engine: what the callback throws comes back and the engine goes on wo
                   Stop);
   CHECK(calls == 3);
   CHECK(generate_one(engine, request) == ids);
+}
+
+TEST_CASE("engine: a rank that fails is named and the others do not hang") {
+  const test::TempDir dir;
+  std::filesystem::copy_file(llama_path() / "config.json", dir / "config.json");
+  // The final norm's weights become NaN, so that the first rank of the last stage cannot choose.
+  std::ifstream in(llama_path() / "model.safetensors", std::ios::binary);
+  std::string bytes((std::istreambuf_iterator<char>(in)), {});
+  uint64_t header_size = 0;
+  std::memcpy(&header_size, bytes.data(), sizeof header_size);
+  const auto header = nlohmann::json::parse(bytes.substr(8, header_size));
+  const auto offsets =
+      header.at("model.norm.weight").at("data_offsets").get<std::array<size_t, 2>>();
+  std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(8 + header_size + offsets[0]),
+              offsets[1] - offsets[0], '\xFF');
+  std::ofstream(dir / "model.safetensors", std::ios::binary) << bytes;
+
+  const auto model = reshard::open_model(dir.path());
+  const auto request = greedy({5, 6, 7}, 9);
+  Engine engine(model, grid(2, 2));
+  CHECK_THROWS_WITH_AS(engine.generate({&request, 1}),
+                       doctest::Contains("rank 2: position 3: the model's logits are not finite"),
+                       Error);
+  Engine alone(model, grid(1, 1));
+  try {
+    alone.generate({&request, 1});
+    FAIL("NaN was generated from");
+  } catch (const Error& error) {
+    CHECK(error.code() == ErrorCode::kInvalidInput);
+    CHECK(std::string(error.what()).starts_with("position 3:"));
+  }
+}
+
+TEST_CASE("engine: a stage holds only its own weights") {
+  const auto model = reshard::open_model(llama_path());
+  // An untied model has nothing that two stages need.
+  CHECK(Engine(model, grid(1, 2)).weight_bytes() == Engine(model, grid(1, 1)).weight_bytes());
 }
 
 TEST_CASE("engine: drawn tokens depend on the seed and not on grid or batch") {
