@@ -286,7 +286,9 @@ RopeScaling read_rope_scaling(const ordered_json& value, const std::string& wher
   if (value.contains("truncate")) scaling.truncate = value["truncate"] == true;
   if (const auto it = value.find("original_max_position_embeddings");
       it != value.end() && it->is_number()) {
-    scaling.original_max_position_embeddings = static_cast<int64_t>(it->get<double>());
+    const double rows = it->get<double>();
+    if (!(rows >= 0.0 && rows <= 0x1p53)) bad_value(where, it.key(), it->dump(), "a row count");
+    scaling.original_max_position_embeddings = static_cast<int64_t>(rows);
   }
   if (value.contains("short_factor")) {
     scaling.short_factor = read_numbers(value["short_factor"], where, "short_factor");

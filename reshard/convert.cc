@@ -207,7 +207,7 @@ struct Conversion::State {
     if (options.dtype) {
       const char* key =
           json.contains("dtype") && !json.contains("torch_dtype") ? "dtype" : "torch_dtype";
-      changed = json.value(key, "") != torch_name;
+      changed = !json.contains(key) || json[key] != torch_name;
       json[key] = torch_name;
     }
     // A head that was found to differ from the embedding must not be tied by the next reader.

@@ -71,6 +71,19 @@ nlohmann::ordered_json write_config(const Family& family, const ModelConfig& con
 void read_sliding_layers(ModelConfig& config, const nlohmann::ordered_json& json,
                          const std::string& where, int64_t first);
 
+/// config.json values for `read_rest`; absent and null give `otherwise`. Throw kInvalidInput naming
+/// `where` and the key on a value of another kind.
+bool read_flag(const nlohmann::ordered_json& json, const char* key, bool otherwise,
+               const std::string& where);
+double read_number(const nlohmann::ordered_json& json, const char* key, double otherwise,
+                   const std::string& where);
+int64_t read_integer(const nlohmann::ordered_json& json, const char* key, int64_t otherwise,
+                     const std::string& where);
+
+/// Sets rotary_dim to `fraction` of a head; refuses fractions outside [0, 1].
+void set_rotary_fraction(ModelConfig& config, int64_t head_dim, double fraction,
+                         const std::string& where);
+
 /// A family from a user's file (docs/adding-a-family.md). Owns what its Family points to.
 class UserFamily {
  public:

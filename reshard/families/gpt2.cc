@@ -53,8 +53,8 @@ void set_defaults(ModelConfig& c) {
   c.eos_token_ids = {50256};
 }
 
-void read_rest(ModelConfig& c, const nlohmann::ordered_json& json, const std::string&) {
-  if (json.value("scale_attn_weights", true) == false) c.attention_scale = 1.0;
+void read_rest(ModelConfig& c, const nlohmann::ordered_json& json, const std::string& where) {
+  if (!read_flag(json, "scale_attn_weights", true, where)) c.attention_scale = 1.0;
 }
 
 void write_rest(const ModelConfig& c, nlohmann::ordered_json& json) {

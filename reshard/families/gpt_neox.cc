@@ -62,14 +62,15 @@ void set_defaults(ModelConfig& c) {
   c.eos_token_ids = {2};
 }
 
-void read_rest(ModelConfig& c, const nlohmann::ordered_json& json, const std::string&) {
+void read_rest(ModelConfig& c, const nlohmann::ordered_json& json, const std::string& where) {
   c.o_bias = c.qkv_bias;
-  if (!json.value("use_parallel_residual", true)) c.residual = ResidualKind::kSequential;
+  if (!read_flag(json, "use_parallel_residual", true, where)) {
+    c.residual = ResidualKind::kSequential;
+  }
   // rope_parameters, where newer files keep the fraction, is read for every family.
   if (c.rotary_dim == 0 && c.num_attention_heads > 0) {
-    const double fraction = json.value("rotary_pct", 0.25);
-    c.rotary_dim =
-        static_cast<int64_t>(static_cast<double>(c.hidden_size / c.num_attention_heads) * fraction);
+    set_rotary_fraction(c, c.hidden_size / c.num_attention_heads,
+                        read_number(json, "rotary_pct", 0.25, where), where);
   }
 }
 

@@ -61,9 +61,9 @@ void set_defaults(ModelConfig& c) {
   c.eos_token_ids = {2};
 }
 
-void read_rest(ModelConfig& c, const nlohmann::ordered_json& json, const std::string&) {
+void read_rest(ModelConfig& c, const nlohmann::ordered_json& json, const std::string& where) {
   c.qkv_bias = c.o_bias = c.mlp_bias;
-  c.final_norm = c.pre_norm && !json.value("_remove_final_layer_norm", false);
+  c.final_norm = c.pre_norm && !read_flag(json, "_remove_final_layer_norm", false, where);
   if (c.word_embed_proj_dim == c.hidden_size) c.word_embed_proj_dim = 0;
 }
 

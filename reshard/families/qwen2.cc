@@ -34,8 +34,10 @@ void set_defaults(ModelConfig& c) {
 /// A layer slides iff use_sliding_window and its index is at least max_window_layers, unless
 /// layer_types lists the layers one by one.
 void read_rest(ModelConfig& c, const nlohmann::ordered_json& json, const std::string& where) {
-  read_sliding_layers(c, json, where, json.value("max_window_layers", int64_t{28}));
-  if (!json.value("use_sliding_window", false)) c.sliding_window = c.first_sliding_layer = 0;
+  read_sliding_layers(c, json, where, read_integer(json, "max_window_layers", 28, where));
+  if (!read_flag(json, "use_sliding_window", false, where)) {
+    c.sliding_window = c.first_sliding_layer = 0;
+  }
 }
 
 void write_rest(const ModelConfig& c, nlohmann::ordered_json& json) {

@@ -31,7 +31,8 @@ std::vector<int64_t> read_ids(const ordered_json& value, const std::string& wher
                               const char* key) {
   std::vector<int64_t> ids;
   for (const ordered_json& item : value.is_array() ? value : ordered_json::array({value})) {
-    if (!item.is_number_integer()) {
+    if (!item.is_number_integer() ||
+        (item.is_number_unsigned() && item.get<uint64_t>() > INT64_MAX)) {
       throw_invalid(where, std::string("'") + key + "' must be an integer or a list of integers");
     }
     ids.push_back(item.get<int64_t>());
@@ -50,11 +51,50 @@ void read_rope(ModelConfig& c, const ordered_json& json, const std::string& wher
   }
   const auto* fraction = find_value(*parameters, {"partial_rotary_factor"});
   if (fraction && fraction->is_number() && c.head_dim > 0) {
-    c.rotary_dim = static_cast<int64_t>(static_cast<double>(c.head_dim) * fraction->get<double>());
+    set_rotary_fraction(c, c.head_dim, fraction->get<double>(), where);
   }
 }
 
 }  // namespace
+
+bool read_flag(const ordered_json& json, const char* key, bool otherwise,
+               const std::string& where) {
+  const ordered_json* value = find_value(json, {key});
+  if (value == nullptr) return otherwise;
+  if (!value->is_boolean()) {
+    throw_invalid(where, std::string("'") + key + "' must be true or false");
+  }
+  return value->get<bool>();
+}
+
+double read_number(const ordered_json& json, const char* key, double otherwise,
+                   const std::string& where) {
+  const ordered_json* value = find_value(json, {key});
+  if (value == nullptr) return otherwise;
+  if (!value->is_number() || !std::isfinite(value->get<double>())) {
+    throw_invalid(where, std::string("'") + key + "' must be a finite number");
+  }
+  return value->get<double>();
+}
+
+int64_t read_integer(const ordered_json& json, const char* key, int64_t otherwise,
+                     const std::string& where) {
+  const ordered_json* value = find_value(json, {key});
+  if (value == nullptr) return otherwise;
+  if (!value->is_number_integer() ||
+      (value->is_number_unsigned() && value->get<uint64_t>() > INT64_MAX)) {
+    throw_invalid(where, std::string("'") + key + "' must be an integer");
+  }
+  return value->get<int64_t>();
+}
+
+void set_rotary_fraction(ModelConfig& config, int64_t head_dim, double fraction,
+                         const std::string& where) {
+  if (!(fraction >= 0.0 && fraction <= 1.0)) {
+    throw_invalid(where, "the rotary fraction of a head must lie between 0 and 1");
+  }
+  config.rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * fraction);
+}
 
 std::span<const Family> family_table() { return kFamilies; }
 

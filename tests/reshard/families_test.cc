@@ -283,3 +283,31 @@ TEST_CASE("families: an overflowing cast is counted clamped or refused as asked"
     CHECK(entry.path().filename().string().find("llmctl-") == std::string::npos);
   }
 }
+
+TEST_CASE("families: a config value of the wrong kind is refused by its key") {
+  const std::pair<const char*, nlohmann::ordered_json> bad[] = {
+      {"gpt_neox", {{"use_parallel_residual", "yes"}}},
+      {"gpt_neox", {{"rotary_pct", "much"}}},
+      {"gpt_neox", {{"rotary_pct", 1e300}}},
+      {"gpt2", {{"scale_attn_weights", 1}}},
+      {"opt", {{"_remove_final_layer_norm", "no"}}},
+      {"qwen2", {{"max_window_layers", 1.5}}},
+      {"llama", {{"rms_norm_eps", "small"}}},
+      {"llama", {{"hidden_size", -1}}},
+      {"llama", {{"num_attention_heads", 0}}},
+      {"llama", {{"head_dim", 1ULL << 63}}},
+      {"llama", {{"eos_token_id", 1ULL << 63}}},
+      {"llama", {{"hidden_act", "tanh"}}},
+  };
+  for (const auto& [family, change] : bad) {
+    CAPTURE(change.dump());
+    nlohmann::ordered_json json = {{"model_type", family}};
+    json.update(change);
+    try {
+      read_config(*find_family_by_name(family), json, "config.json");
+      FAIL_CHECK("accepted");
+    } catch (const Error& error) {
+      CHECK(error.code() == ErrorCode::kInvalidInput);
+    }
+  }
+}
