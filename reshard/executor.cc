@@ -307,7 +307,7 @@ class Executor {
       throw_invalid("tensor '" + tensor.target.name + "'",
                     std::to_string(overflows_[block.tensor].load()) + " values do not fit " +
                         std::string(dtype_name(tensor.target.dtype)),
-                    "choose --dtype bf16 or fp32, or --on-overflow inf|clamp");
+                    "choose --dtype bf16 or fp32, or convert with --on-overflow inf|clamp");
     }
     if (sink_.memory(block.tensor) == nullptr) {
       sink_.write(block.tensor, static_cast<uint64_t>(block.lo) * dtype_bytes(tensor.target.dtype),

@@ -92,6 +92,8 @@ RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, con
   MemorySink sink(std::move(targets));
   ExecuteOptions execute_options;
   execute_options.jobs = pool.num_threads();
+  // A run on infinite weights would print nonsense, not an error.
+  execute_options.overflow_is_error = true;
   execute(plan, sink, execute_options);
   weights.blocks_.push_back(std::move(block));
   weights.total_bytes_ = total;
