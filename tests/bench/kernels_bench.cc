@@ -98,6 +98,9 @@ void bench_copy(Isa isa) {
     bench_box(isa, ("column split, runs of " + std::to_string(run) + " elements").c_str(),
               DType::F32, DType::F16, columns, from, to);
   }
+  const Box merge{3, {kSide, 8, 512}, {512, kSide * 512, 1}, {8 * 512, 512, 1}};
+  bench_box(isa, "column merge, runs of 512 elements", DType::F16, DType::F16, merge, from, to);
+  bench_box(isa, "column merge, runs of 512 elements", DType::F32, DType::F16, merge, from, to);
   bench_box(isa, "transpose 4096 x 4096", DType::U8, DType::U8, transpose, from, to);
   bench_box(isa, "transpose 4096 x 4096", DType::F16, DType::F16, transpose, from, to);
   bench_box(isa, "transpose 512 x 4096 into rows 4096 apart", DType::F16, DType::F16, slab, from,
