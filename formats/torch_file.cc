@@ -8,6 +8,7 @@
 
 #include "formats/core/checked.h"
 #include "formats/core/error.h"
+#include "formats/stranger.h"
 #include "formats/zip.h"
 
 namespace llmctl::formats {
@@ -43,9 +44,6 @@ bool is_torch_entry(std::string_view entry) {
 /// Says what a file that is no torch file looks like. `head` is its first bytes.
 [[noreturn]] void refuse_stranger(const fs::path& path, std::string_view head) {
   const std::string where = path.string();
-  if (head.starts_with("version https://git-lfs")) {
-    throw_invalid(where, "a Git LFS pointer, not the file itself", "run 'git lfs pull' to get it");
-  }
   if (head.size() >= 262 && head.substr(257, 5) == "ustar") {
     throw_invalid(where, "a tar archive, as torch.save wrote before version 0.2",
                   "load it with PyTorch and save it again");
@@ -54,14 +52,13 @@ bool is_torch_entry(std::string_view entry) {
     throw_invalid(where, "a safetensors file under a name for torch files",
                   "rename it to end in .safetensors");
   }
-  if (head.starts_with("\x93NUMPY")) {
-    throw_invalid(where, "a NumPy array, not a torch file");
-  }
   if (head.starts_with("\x80")) {
     throw_invalid(where, "a bare pickle, not a file that torch.save wrote",
                   "load it with Python and save it again with torch.save");
   }
-  if (head.empty()) throw_invalid(where, "the file is empty", "download it again");
+  if (const auto stranger = describe_stranger_file(path)) {
+    throw_invalid(where, stranger->what + ", not a torch file", stranger->hint);
+  }
   throw_invalid(where, "not a torch file: neither a zip archive nor the older stream",
                 kDamagedHint);
 }

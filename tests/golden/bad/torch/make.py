@@ -252,10 +252,12 @@ bad("legacy_call", legacy(main=one(glob("os", "system") + tup(text("id")) + b"R"
 bad("git_lfs_pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "Git LFS pointer")
 bad("bare_pickle", pickle(GOOD), "bare pickle")
 bad("safetensors", struct.pack("<Q", 2) + b"{}", "safetensors file")
-bad("tar", b"sys_info".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"), "tar archive")
-bad("npy", b"\x93NUMPY\x01\x00", "NumPy array")
-bad("html", b"<!DOCTYPE html><html></html>", "not a torch file")
-bad("empty", b"", "the file is empty")
+bad("tar", b"sys_info".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0"), "before version 0.2")
+bad("npy", b"\x93NUMPY\x01\x00", "numpy array")
+bad("html", b"<!DOCTYPE html><html></html>", "an HTML page")
+bad("gguf", b"GGUF" + bytes(20), "a GGUF file")
+bad("noise", bytes(range(64)), "neither a zip archive nor the older stream")
+bad("empty", b"", "an empty file")
 
 (HERE / "faults.json").write_text(json.dumps(faults, indent=0) + "\n")
 # What all of the above is a damaged form of; must be accepted.
