@@ -21,6 +21,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/dispatch.cuh"
+#include "kernels/cuda/epilogue.cuh"
 #include "kernels/cuda/mma.cuh"
 
 namespace llmctl::kernels::cuda {
@@ -30,20 +31,17 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
 struct Params {
-  void* y;
+  Epilogue epilogue;
   const void* x;
   const void* w;
-  const void* bias;
-  const float* residual;
   const void* norm_weight;
   const void* norm_bias;
   int64_t n, k;
   int32_t num_tokens;
   float norm_eps;
-  DType y_dtype, x_dtype, w_dtype;
+  DType x_dtype;
   NormKind norm;
-  bool gated, activated;
-  ActivationOp activation;
+  bool gated;
 };
 
 /// Shared-memory slot (in float4) of the first half of eight-element vector v; the second half lies
@@ -181,23 +179,16 @@ __device__ __forceinline__ float dot_8(const uint4& weights, const float4& a, co
   return sum;
 }
 
-/// Bias, activation, residual and the one rounding. `index` is token * n + row.
-__device__ __forceinline__ void finish(const Params& p, float value, int64_t row, int64_t index) {
-  if (p.bias != nullptr) value += load_element(p.bias, p.w_dtype, row);
-  if (p.activated) value = activate(value, p.activation);
-  if (p.residual != nullptr) value += p.residual[index];
-  store_element(p.y, p.y_dtype, index, value);
-}
-
-/// The same for a gated pair.
+/// `finish` for a gated pair of one token.
 __device__ __forceinline__ void finish_gated(const Params& p, float gate, float up, int64_t row) {
-  if (p.bias != nullptr) {
-    gate += load_element(p.bias, p.w_dtype, row);
-    up += load_element(p.bias, p.w_dtype, row + p.n);
+  const Epilogue& e = p.epilogue;
+  if (e.bias != nullptr) {
+    gate += load_element(e.bias, e.bias_dtype, row);
+    up += load_element(e.bias, e.bias_dtype, row + p.n);
   }
-  float value = activate(gate, p.activation) * up;
-  if (p.residual != nullptr) value += p.residual[row];
-  store_element(p.y, p.y_dtype, row, value);
+  float value = activate(gate, e.activation) * up;
+  if (e.residual != nullptr) value += e.residual[row];
+  store_element(e.y, e.y_dtype, row, value);
 }
 
 /// kPackedX: x lies in shared memory as it came, 16 bits each, which leaves room for four blocks
@@ -280,7 +271,7 @@ __global__ void __launch_bounds__(kThreads, 4) linear_fma_kernel(const Params p,
       if (!last_half) {
         gate = total;
       } else if (in_team == 0 && lane == 0 && row < p.n) {
-        p.gated ? finish_gated(p, gate, total, row) : finish(p, total, row, row);
+        p.gated ? finish_gated(p, gate, total, row) : finish(p.epilogue, total, row, row);
       }
     }
     if (!more) break;
@@ -377,7 +368,7 @@ __global__ void __launch_bounds__(kThreads, 2) linear_mma_kernel(const Params p)
         float sum = 0.0F;
 #pragma unroll
         for (int i = 0; i < kWarps; ++i) sum += slice[i][token][row_in_tile];
-        if (token < p.num_tokens && row < p.n) finish(p, sum, row, token * p.n + row);
+        if (token < p.num_tokens && row < p.n) finish(p.epilogue, sum, row, token * p.n + row);
       }
       buffer ^= 1;
     }
@@ -409,24 +400,24 @@ Params make_params(void* y, DType y_dtype, const LinearArgs& a) {
   require(is_device_float(y_dtype) && is_device_float(a.x_dtype), op,
           "x and y are F32, F16 or BF16");
   require(!(a.gated && a.activated), op, "gating already activates");
-  return {.y = y,
+  return {.epilogue = {.y = y,
+                       .bias = a.bias,
+                       .residual = a.residual,
+                       .y_dtype = y_dtype,
+                       .bias_dtype = a.w_dtype,
+                       .activated = a.activated,
+                       .activation = a.activation},
           .x = a.x,
           .w = a.w,
-          .bias = a.bias,
-          .residual = a.residual,
           .norm_weight = a.norm_weight,
           .norm_bias = a.norm_bias,
           .n = a.n,
           .k = a.k,
           .num_tokens = static_cast<int32_t>(a.num_tokens),
           .norm_eps = a.norm_eps,
-          .y_dtype = y_dtype,
           .x_dtype = a.x_dtype,
-          .w_dtype = a.w_dtype,
           .norm = a.norm,
-          .gated = a.gated,
-          .activated = a.activated,
-          .activation = a.activation};
+          .gated = a.gated};
 }
 
 }  // namespace
@@ -444,7 +435,7 @@ void linear_fma(void* y, DType y_dtype, const LinearArgs& args, const LaunchStre
     if (vectors * 5 >= padded * 4) team = wider;
   }
   const int64_t padded_vectors = (vectors + step * team - 1) / (step * team) * step * team;
-  const bool packed = p.norm == NormKind::kNone && p.x_dtype == p.w_dtype;
+  const bool packed = p.norm == NormKind::kNone && p.x_dtype == args.w_dtype;
   const size_t shared = static_cast<size_t>(padded_vectors) * (packed ? 16 : 32);
   const int64_t groups = (p.n + kWarps / team - 1) / (kWarps / team);
   // Four blocks fit by registers; shared memory (1 KiB of it per block reserved) may allow fewer.

@@ -9,6 +9,7 @@
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/norm.h"
+#include "kernels/cuda/quantized_linear.h"
 #include "kernels/cuda/rotary_kv.h"
 #include "tests/gpu/cublaslt.h"
 #include "tests/gpu/harness.h"
@@ -78,6 +79,43 @@ void measure_linears(Report& report, const LaunchStream& stream, const Buffer& w
         report.bandwidth(name + ", b" + std::to_string(tokens) + " cuBLASLt", us,
                          static_cast<double>(bytes));
       }
+    }
+  }
+}
+
+void measure_quantized(Report& report, const LaunchStream& stream, const Buffer& weights) {
+  const std::pair<int64_t, int64_t> shapes[] = {{4096, 4096},  {12288, 4096},  {22016, 4096},
+                                                {4096, 11008}, {49152, 12288}, {12288, 49152}};
+  const Buffer x(16 * 49152 * 2), y(16 * 65536 * 2), scales(65536 * 512 * 4);
+  fill_random(x.data(), DType::F16, 16 * 49152, 1.0F, 5, stream.handle);
+  fill_random(scales.data(), DType::F32, 65536 * 512, 0.01F, 6, stream.handle);
+  for (const auto& [n, k] : shapes) {
+    for (const int bits : {8, 4}) {
+      const int64_t bytes = n * k * bits / 8;
+      const int64_t copies = std::max<int64_t>(1, static_cast<int64_t>(kRotation) / bytes);
+      const auto one = [&](int64_t tokens, int64_t group) {
+        const double us = per_launch(stream, std::max<int64_t>(copies, 8), [&](int64_t i) {
+          cuda::quantized_linear(y.data(), DType::F16,
+                                 {.x = x.data(),
+                                  .q = weights.as<char>() + (i % copies) * bytes,
+                                  .bits = bits,
+                                  .scales = scales.as<float>(),
+                                  .group_size = group,
+                                  .num_tokens = tokens,
+                                  .n = n,
+                                  .k = k},
+                                 stream);
+        });
+        const int64_t scale_bytes = 4 * n * (group > 0 ? k / group : 1);
+        report.bandwidth("int" + std::to_string(bits) + " " + std::to_string(n) + " x " +
+                             std::to_string(k) + ", b" + std::to_string(tokens) +
+                             (group > 0 ? " group " + std::to_string(group) : ""),
+                         us, static_cast<double>(bytes + scale_bytes));
+      };
+      one(1, 0);
+      one(1, 128);
+      one(8, 0);
+      one(16, 0);
     }
   }
 }
@@ -217,6 +255,8 @@ void measure_kernels(Report& report, const LaunchStream& stream) {
   fill_random(memory.data(), DType::F16, int64_t{1} << 29, 0.5F, 4, stream.handle);
   report.section("Kernels: linear, F16");
   measure_linears(report, stream, memory);
+  report.section("Kernels: linear, INT8 and INT4 weights, F16 activations");
+  measure_quantized(report, stream, memory);
   report.section("Kernels: decode attention, F16, page size 32");
   measure_attention(report, stream, memory);
   report.section("Kernels: small operations");
