@@ -369,6 +369,13 @@ TEST_CASE("tokenizer: tokenizer_config.json decides about BOS and EOS of a Sente
   CHECK(ids(R"({"add_bos_token":true,"add_eos_token":true})") == Ids{1, 2});
   CHECK(ids(R"({"add_eos_token":true,"eos_token":{"content":"<unk>"}})") == Ids{1, 0});
   CHECK(ids(R"({"tokenizer_class":"Strange","add_bos_token":true})") == Ids{1});
+  CHECK(
+      ids(R"({"bos_token":"<new>","added_tokens_decoder":{"500":{"content":"<new>","special":true}}})") ==
+      Ids{500});
+  CHECK(open_tokenizer(directory.path())->vocab_size() == 501);
+  CHECK(open_tokenizer(directory.path())->decode(Ids{500}, true).empty());
+  CHECK(open_tokenizer(directory.path())->decode(Ids{500}, false) == "<new>");
+  CHECK(ids(R"({"tokenizer_class":"ChatGLMTokenizer"})") == Ids{501, 503});
   CHECK_THROWS_WITH_AS(ids(R"({"tokenizer_class":"Strange"})"),
                        doctest::Contains("tokenizer class 'Strange'"), Error);
   CHECK_THROWS_AS(ids(R"({"add_bos_token":"yes"})"), Error);
