@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(256)
   if (sum == 0x12345678U) *sink = sum;  // keeps the loads alive
 }
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
+[[maybe_unused]] __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 

@@ -114,7 +114,7 @@ class Report {
 
  private:
   struct Row {
-    std::string section, name, unit, note;
+    std::string section{}, name{}, unit{}, note{};
     double value = 0;
     double microseconds = -1, read_share = -1, copy_share = -1;
     double bound = -1;
