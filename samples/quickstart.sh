@@ -41,10 +41,10 @@ say "Are the weights still the same, bit for bit? (exit code 0: yes)"
 show diff $model "$work/ft"
 
 say "Run the converted checkpoint on two tensor-parallel ranks"
-show run "$work/ft" --tp 2 --prompt "$prompt" --max-new-tokens 80 | tee "$work/tp2.txt"
+show run "$work/ft" --tp 2 --dtype fp32 --prompt "$prompt" -n 80 | tee "$work/tp2.txt"
 
 say "Run it again as two pipeline stages"
-show run "$work/ft" --pp 2 --prompt "$prompt" --max-new-tokens 80 | tee "$work/pp2.txt"
+show run "$work/ft" --pp 2 --dtype fp32 --prompt "$prompt" -n 80 | tee "$work/pp2.txt"
 
 tail -n +2 "$work/tp2.txt" >"$work/tp2.text"
 tail -n +2 "$work/pp2.txt" >"$work/pp2.text"
