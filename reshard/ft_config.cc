@@ -13,22 +13,10 @@ namespace {
 
 using formats::Ini;
 
-/// Which optional files a checkpoint has: what old config.ini files leave unsaid.
-struct Presence {
-  bool head = false, qkv_bias = false, o_bias = false, mlp_bias = false;
-};
-
-Presence presence_of(const formats::Checkpoint& checkpoint) {
-  Presence p;
-  for (const formats::StoredTensor& tensor : checkpoint.tensors) {
-    const std::string_view name = tensor.name;
-    p.head = p.head || name == "model.lm_head.weight";
-    p.qkv_bias = p.qkv_bias || name.ends_with("attention.query_key_value.bias");
-    p.o_bias = p.o_bias || name.ends_with("attention.dense.bias");
-    p.mlp_bias = p.mlp_bias || name.ends_with("mlp.dense_4h_to_h.bias") ||
-                 name.ends_with("mlp.down_proj.bias");
-  }
-  return p;
+bool has_head(const formats::Checkpoint& checkpoint) {
+  return std::any_of(
+      checkpoint.tensors.begin(), checkpoint.tensors.end(),
+      [](const formats::StoredTensor& tensor) { return tensor.name == "model.lm_head.weight"; });
 }
 
 constexpr std::string_view kSections[] = {"gpt", "gptj", "gptneox", "llama", "qwen2"};
@@ -81,7 +69,7 @@ void read_gpt(ModelConfig& c, const Ini& ini, const std::string& where) {
   }
 }
 
-ModelConfig read_sections(const Ini& ini, const Presence& present, const std::string& where) {
+ModelConfig read_sections(const Ini& ini, bool head_is_there, const std::string& where) {
   const std::string s = find_section(ini, where);
   ModelConfig c;
   c.num_attention_heads = ini.get_integer(s, "head_num");
@@ -104,10 +92,12 @@ ModelConfig read_sections(const Ini& ini, const Presence& present, const std::st
   };
   c.bos_token_id = token("start_id");
   if (const int64_t end = token("end_id"); end >= 0) c.eos_token_ids = {end};
-  c.tie_word_embeddings = !present.head;
-  c.qkv_bias = present.qkv_bias;
-  c.o_bias = present.o_bias;
-  c.mlp_bias = present.mlp_bias;
+  // Only the gpt loader takes the embedding where the head's file is absent. Which biases there are
+  // follows from the section, never from the files: one that is missing must be missed.
+  c.tie_word_embeddings = s == "gpt" && !head_is_there;
+  c.qkv_bias = s == "gpt" || s == "gptneox" || s == "qwen2";
+  c.o_bias = s == "gpt" || s == "gptneox";
+  c.mlp_bias = s == "gpt" || s == "gptneox" || s == "gptj";
   c.norm_eps = ini.find_real(s, "layernorm_eps")
                    .value_or(ini.find_real(s, "rms_norm_eps").value_or(s == "gpt" ? 1e-6 : 1e-5));
   c.max_position_embeddings = ini.find_integer(s, "max_pos_seq_len").value_or(0);
@@ -334,7 +324,7 @@ ModelConfig read_ft_config(const formats::Checkpoint& checkpoint) {
   const auto text = checkpoint.texts.find("config.ini");
   if (text == checkpoint.texts.end()) throw_invalid(where, "no such file");
   const Ini ini = Ini::parse(text->second, where);
-  ModelConfig c = read_sections(ini, presence_of(checkpoint), where);
+  ModelConfig c = read_sections(ini, has_head(checkpoint), where);
   read_own_section(c, ini, where);
   for (const formats::StoredTensor& tensor : checkpoint.tensors) {
     if (dtype_info(tensor.dtype).is_float) {
@@ -358,13 +348,8 @@ std::string write_ft_config(const ModelConfig& config, const FtConfigOptions& op
   }
   std::string text = write_main_section(c, options);
   if (options.exact) return text;
-  const std::vector<TensorRule> rules = ft_rules(c);
-  const Presence present{
-      std::any_of(rules.begin(), rules.end(),
-                  [](const TensorRule& rule) { return rule.name == "model.lm_head.weight"; }),
-      c.qkv_bias, c.o_bias, c.mlp_bias};
   return text +
-         write_own_section(c, read_sections(Ini::parse(text, "config.ini"), present, "config.ini"));
+         write_own_section(c, read_sections(Ini::parse(text, "config.ini"), true, "config.ini"));
 }
 
 }  // namespace llmctl::reshard

@@ -75,6 +75,15 @@ class Binder {
     return work;
   }
 
+  /// Sizes that divide `n` and split the heads too: the hint must not lead to the next refusal.
+  std::vector<int64_t> sizes_for_heads_and(int64_t n) const {
+    std::vector<int64_t> work;
+    for (const int64_t tp : head_splits()) {
+      if (n % tp == 0) work.push_back(tp);
+    }
+    return work;
+  }
+
   /// The ranges of a `heads` or `kv` factor split over tp.
   std::vector<Range> split_heads(bool with_group) const {
     const int64_t kv = sizes_.get("kv"), group = sizes_.get("group"), tp = options_.tp;
@@ -129,7 +138,7 @@ class Binder {
       if (slowest.n % options_.tp != 0) {
         refuse_tp("axis '" + slowest.axis + "' of " + std::to_string(slowest.n) +
                       " is not divisible by it",
-                  small_divisors(slowest.n));
+                  sizes_for_heads_and(slowest.n));
       }
       slowest.n /= options_.tp;
       slowest.lo += options_.rank * slowest.n;

@@ -32,11 +32,17 @@ def attempt(source, folder, allowed):
         shutil.rmtree(folder / "out", ignore_errors=True)
 
 
+def one_layer(config):
+    config.num_hidden_layers = 1
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+
+
 def check_container(container):
     def check(rng, folder):
         family = rng.choice(["gpt2", "bloom", "llama", "gpt_neox"])
         config = FAMILIES[family](rng)
-        config.num_hidden_layers = 1
+        one_layer(config)
         source = folder / "hf"
         save(build(config), source, container)
         files = [path for path in sorted(source.iterdir())
@@ -46,8 +52,10 @@ def check_container(container):
             cuts = {0, 1, 7, 8, 9, len(data) - 1, len(data) // 2, *(rng.randrange(len(data)) for _ in range(6))}
             for cut in sorted(cuts):
                 path.write_bytes(data[:cut])
+                # An index may end in white space that nobody misses.
+                whole = path.suffix == ".json" and cut >= len(data.rstrip())
                 with about(f"{family} {path.name} cut to {cut} of {len(data)}"):
-                    attempt(source, folder, {3})
+                    attempt(source, folder, {0} if whole else {3})
             path.write_bytes(data)
             for _ in range(12):
                 # Headers lie at the front, and at the end in zip files.
@@ -69,7 +77,7 @@ def check_container(container):
 def check_config(family):
     def check(rng, folder):
         config = FAMILIES[family](rng)
-        config.num_hidden_layers = 1
+        one_layer(config)
         source = folder / "hf"
         save(build(config), source, classic=rng.random() < 0.5)
         path = source / "config.json"
@@ -92,7 +100,7 @@ def check_config(family):
 def check_ft(family):
     def check(rng, folder):
         config = FAMILIES[family](rng)
-        config.num_hidden_layers = 1
+        one_layer(config)
         save(build(config), folder / "hf")
         tp = tp_sizes(config)[-1]
         llmctl("convert", folder / "hf", folder / "ft", "--to", "ft", "--tp", tp)

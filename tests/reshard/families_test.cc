@@ -238,6 +238,13 @@ TEST_CASE("families: damaged FasterTransformer trees are refused naming the file
           fs::remove(p / (split + ".0.bin"));
           fs::remove(p / (split + ".1.bin"));
         }).find(split) != std::string::npos);
+  // A file that is missing in every layer is missing all the same.
+  CHECK(refusal("no-biases", [&](const fs::path& p) {
+          for (const auto& entry : fs::directory_iterator(p)) {
+            const std::string name = entry.path().filename().string();
+            if (name.ends_with("attention.dense.bias.bin")) fs::remove(entry.path());
+          }
+        }).find("attention.dense.bias") != std::string::npos);
   for (const int64_t by : {-4, 4}) {
     CHECK(refusal(by < 0 ? "short" : "long", [&](const fs::path& p) {
             fs::resize_file(p / "model.wte.bin",
