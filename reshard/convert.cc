@@ -9,6 +9,7 @@
 
 #include "formats/core/error.h"
 #include "formats/core/file.h"
+#include "formats/faster_transformer.h"
 #include "formats/json.h"
 #include "formats/registry.h"
 #include "reshard/faster_transformer.h"
@@ -92,6 +93,12 @@ struct Conversion::State {
     target = options.destination;
     while (!target.has_filename() && target.has_parent_path()) target = target.parent_path();
     if (ft && target.filename() != std::to_string(options.tp) + "-gpu") {
+      // An N-gpu directory inside an M-gpu one would be read as neither.
+      if (formats::parse_ft_directory_name(target.filename().string())) {
+        throw_usage(target.string(),
+                    "the name does not agree with --tp " + std::to_string(options.tp),
+                    "name the directory above it");
+      }
       target /= std::to_string(options.tp) + "-gpu";
     }
     std::error_code ec;
