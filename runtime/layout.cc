@@ -57,6 +57,7 @@ constexpr TensorRule kPlainMlp[] = {
 
 std::vector<TensorRule> weight_layout(const ModelConfig& config, const RankPlace& place) {
   std::vector<TensorRule> rules;
+  rules.reserve(64);
   const auto add = [&](std::span<const TensorRule> rows) {
     rules.insert(rules.end(), rows.begin(), rows.end());
   };

@@ -17,7 +17,7 @@ using namespace llmctl::formats;
 namespace {
 
 void put(std::string& out, uint64_t value, int width) {
-  for (int i = 0; i < width; ++i) out += static_cast<char>(value >> (8 * i));
+  for (int i = 0; i < width; ++i, value >>= 8) out += static_cast<char>(value & 0xFF);
 }
 
 struct Entry {
