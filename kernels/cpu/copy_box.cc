@@ -3,7 +3,6 @@
 #include "kernels/copy_box.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstdlib>
 #include <string>
 
@@ -16,12 +15,6 @@ namespace {
 
 struct Axis {
   int64_t extent = 1, src_stride = 0, dst_stride = 0;  // strides in bytes
-
-  /// Bits of the smaller stride: how big a step is in both arrays, roughly.
-  int64_t magnitude() const {
-    return 64 - std::countl_zero(static_cast<uint64_t>(
-                    std::min(std::llabs(src_stride), std::llabs(dst_stride))));
-  }
 };
 
 /// Axes that follow one another in memory, fastest first, seen as one.
@@ -182,10 +175,12 @@ class BoxCopy {
     // The axis that is a big step in both arrays goes outside. Where two are next to each other in
     // one array each, as in a split of columns, the shorter goes inside: one array is then walked
     // in order, the other in as many streams as that axis is long, which is up to twice as fast.
-    std::stable_sort(axes_, axes_ + num_axes_ - 1, [](const Axis& a, const Axis& b) {
-      const int64_t a_step = a.magnitude();
-      const int64_t b_step = b.magnitude();
-      return a_step != b_step ? a_step > b_step : a.extent > b.extent;
+    const auto step = [&](const Axis& axis) {
+      return std::min(std::llabs(axis.src_stride) / src_width_,
+                      std::llabs(axis.dst_stride) / dst_width_);
+    };
+    std::stable_sort(axes_, axes_ + num_axes_ - 1, [&](const Axis& a, const Axis& b) {
+      return step(a) != step(b) ? step(a) > step(b) : a.extent > b.extent;
     });
     for_each_outer(num_axes_ - 1, dst, src, [&](char* d, const char* s) { copy_run(d, s, count); });
   }
