@@ -53,8 +53,8 @@ class RankWeights {
 
 /// Loads every row of `rules` that the model has, as it stands for the rank. Matrices (two or more
 /// stored axes) are cast to `matrix_dtype`, or keep the checkpoint's dtype when nothing; vectors
-/// become F32. Throws what planning and reading throw, and kInvalidInput when a finite value does not
-/// fit matrix_dtype.
+/// become F32. Throws what planning and reading throw, and kInvalidInput when a finite value does
+/// not fit matrix_dtype.
 RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, const RankSlice& slice,
                       std::optional<DType> matrix_dtype, ThreadPool& pool);
 
