@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <set>
 #include <unordered_map>
 
 #include "formats/core/error.h"
@@ -110,6 +111,7 @@ class ModelBuilder {
     map_tensors();
     settle_head();
     check_complete();
+    check_derived();
     order_keys();
     return std::move(model_);
   }
@@ -255,10 +257,6 @@ class ModelBuilder {
       throw_invalid(where, "dtype " + std::string(dtype_name(tensor.dtype)) +
                                " cannot hold a weight of this family");
     }
-    if (!rule.rule->plus.empty()) {
-      model_.dropped_.push_back({tensor.name, "derived from other tensors"});
-      return;
-    }
     BindOptions bind;
     const bool split = rule.layout.uses_tensor_parallel();
     if (split != (tensor.tp_rank >= 0)) {
@@ -277,6 +275,11 @@ class ModelBuilder {
     } catch (Error& error) {
       throw_invalid(where, error.where().empty() ? error.message() : std::string(error.what()),
                     "config and weights must be of the same model");
+    }
+    if (!rule.rule->plus.empty()) {
+      derived_.insert(tensor.name);
+      model_.dropped_.push_back({tensor.name, "derived from other tensors"});
+      return;
     }
     for (Piece& piece : bound.pieces) {
       const std::string key = canonical_key(piece.tensor, layer);
@@ -382,6 +385,19 @@ class ModelBuilder {
     }
   }
 
+  /// What can be computed from other tensors is there all the same, or the tree is damaged.
+  void check_derived() const {
+    for (const TensorRule& rule : rules_) {
+      if (rule.plus.empty()) continue;
+      for (int64_t l = 0; l < model_.config_.num_hidden_layers; ++l) {
+        const std::string name = with_layer(rule.name, l);
+        if (derived_.count(name) != 0) continue;
+        throw_invalid(where_, "tensor '" + name + "' is missing",
+                      "the checkpoint is incomplete; fetch it again");
+      }
+    }
+  }
+
   [[noreturn]] void refuse_missing(const std::string& name, int64_t layer) const {
     std::string stored = "canonical tensor '" + name + "'";
     for (const TensorRule& rule : rules_) {
@@ -430,6 +446,7 @@ class ModelBuilder {
   std::string_view prefix_;
   std::unordered_map<std::string, std::vector<Rule>> by_name_;
   std::vector<std::string> expected_;
+  std::set<std::string> derived_;  // names of stored tensors that other tensors determine
 };
 
 Model open_model(Checkpoint checkpoint, const OpenOptions& options) {
