@@ -70,7 +70,7 @@ struct Placement {
 /// One file to be written: literal bytes (headers, JSON, INI) and tensor payloads, which together
 /// cover [0, size_bytes) without overlap.
 struct FilePlan {
-  std::string name;  ///< relative to the output directory
+  std::string name;  ///< relative to the output directory; may have folders in it
   uint64_t size_bytes = 0;
   struct Literal {
     uint64_t offset_bytes = 0;
@@ -78,6 +78,13 @@ struct FilePlan {
   };
   std::vector<Literal> literals;
   std::vector<Placement> placements;
+  /// The CRC-32 of a tensor's bytes, wanted as four bytes little-endian inside two literals, which
+  /// hold zero there (zip archives).
+  struct CrcPatch {
+    int tensor = 0;  ///< index into the list of target tensors
+    uint64_t local_offset_bytes = 0, directory_offset_bytes = 0;
+  };
+  std::vector<CrcPatch> crc_patches;
 };
 
 struct WriteOptions {

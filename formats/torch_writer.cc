@@ -12,6 +12,8 @@ namespace llmctl::formats {
 namespace {
 
 constexpr uint64_t kAlignment = 64;
+// Large storages lie where direct I/O can move them without an extra copy.
+constexpr uint64_t kDirectAlignment = 4096, kDirectBytes = uint64_t{64} << 10;
 constexpr uint64_t kMax32 = 0xFFFFFFFF;
 constexpr uint64_t kMaxFileBytes = uint64_t{1} << 62;
 // 1 January 1980, the first day that zip knows: a date would make equal input differ.
@@ -25,7 +27,7 @@ void put(std::string& out, uint64_t value, int bytes) {
 /// Collects literals and the directory, entry by entry.
 class ZipLayout {
  public:
-  explicit ZipLayout(TorchZipPlan& plan) : plan_(plan) {}
+  explicit ZipLayout(FilePlan& plan) : plan_(plan) {}
 
   void add_literal(const std::string& name, const std::string& payload) {
     const uint32_t crc = crc32(std::as_bytes(std::span(payload)));
@@ -34,21 +36,21 @@ class ZipLayout {
     add_bytes(std::move(header));
   }
 
-  void add_storage(const std::string& name, int index, const TorchStorage& storage) {
+  void add_storage(const std::string& name, const TorchStorage& storage) {
     const uint64_t header_offset = position_, directory_offset = directory_.size();
     add_bytes(begin_entry(name, storage.size_bytes, 0));
-    plan_.file.placements.push_back({storage.tensor, position_});
+    plan_.placements.push_back({storage.tensor, position_});
     // Relative to the directory until `finish` knows where that begins.
-    plan_.crc_patches.push_back({index, header_offset + 14, directory_offset + 16});
+    plan_.crc_patches.push_back({storage.tensor, header_offset + 14, directory_offset + 16});
     if (storage.size_bytes > kMaxFileBytes - position_) {
-      throw_usage(plan_.file.name, "the tensors are too large for one file");
+      throw_usage(plan_.name, "the tensors are too large for one file");
     }
     position_ += storage.size_bytes;
   }
 
   void finish() {
     const uint64_t start = position_, size = directory_.size();
-    for (CrcPatch& patch : plan_.crc_patches) patch.directory_offset_bytes += start;
+    for (FilePlan::CrcPatch& patch : plan_.crc_patches) patch.directory_offset_bytes += start;
     std::string end = std::move(directory_);
     put(end, 0x06064b50, 4);  // zip64 end record
     put(end, 44, 8);          // bytes that follow
@@ -72,13 +74,14 @@ class ZipLayout {
     put(end, std::min(start, kMax32), 4);
     put(end, 0, 2);
     add_bytes(std::move(end));
-    plan_.file.size_bytes = position_;
+    plan_.size_bytes = position_;
   }
 
  private:
   /// Returns the local header, padded so that the payload is aligned, and adds the directory
   /// record.
   std::string begin_entry(const std::string& name, uint64_t size, uint32_t crc) {
+    const uint64_t alignment = size >= kDirectBytes ? kDirectAlignment : kAlignment;
     const bool is_large = size >= kMax32, is_far = position_ >= kMax32;
     const auto put_common = [&](std::string& out, uint64_t extra_bytes) {
       put(out, is_large || is_far ? 45 : 20, 2);  // version needed
@@ -100,7 +103,7 @@ class ZipLayout {
       put(zip64, size, 8);
     }
     const uint64_t unpadded = position_ + 30 + name.size() + zip64.size() + 4;
-    const uint64_t padding = (kAlignment - unpadded % kAlignment) % kAlignment;
+    const uint64_t padding = (alignment - unpadded % alignment) % alignment;
     std::string local;
     put(local, 0x04034b50, 4);
     put_common(local, zip64.size() + 4 + padding);
@@ -134,7 +137,7 @@ class ZipLayout {
   }
 
   void add_bytes(std::string bytes) {
-    auto& literals = plan_.file.literals;
+    auto& literals = plan_.literals;
     const uint64_t size = bytes.size();
     if (!literals.empty() &&
         literals.back().offset_bytes + literals.back().bytes.size() == position_) {
@@ -145,34 +148,33 @@ class ZipLayout {
     position_ += size;
   }
 
-  TorchZipPlan& plan_;
+  FilePlan& plan_;
   std::string directory_;
   uint64_t position_ = 0, count_ = 0;
 };
 
 }  // namespace
 
-TorchZipPlan place_torch_zip(const std::string& file_name, const std::string& pickle,
-                             std::span<const TorchStorage> storages, const std::string& root) {
+FilePlan place_torch_zip(const std::string& file_name, const std::string& pickle,
+                         std::span<const TorchStorage> storages, const std::string& root) {
   if (root.empty() || root.size() > 1000 || root.find('/') != std::string::npos) {
     throw_usage(file_name, "'" + printable(root) + "' cannot be the root of an archive");
   }
-  TorchZipPlan plan;
-  plan.file.name = file_name;
+  FilePlan plan;
+  plan.name = file_name;
   ZipLayout layout(plan);
   layout.add_literal(root + "/data.pkl", pickle);
   layout.add_literal(root + "/byteorder", "little");
   for (size_t i = 0; i < storages.size(); ++i) {
-    layout.add_storage(root + "/data/" + std::to_string(i), static_cast<int>(i), storages[i]);
+    layout.add_storage(root + "/data/" + std::to_string(i), storages[i]);
   }
   layout.add_literal(root + "/version", "3\n");
   layout.finish();
   return plan;
 }
 
-TorchZipPlan place_torch_state_dict(const std::string& file_name,
-                                    std::span<const TargetTensor> tensors,
-                                    const std::string& root) {
+FilePlan place_torch_state_dict(const std::string& file_name, std::span<const TargetTensor> tensors,
+                                const std::string& root) {
   PickleWriter pickle;
   std::vector<TorchStorage> storages;
   pickle.begin_dict();

@@ -1,5 +1,6 @@
 #include "reshard/canonical.h"
 
+#include <algorithm>
 #include <array>
 
 #include "formats/core/error.h"
@@ -23,6 +24,11 @@ constexpr std::array kCanonical = {
     CanonicalTensor{"qb", "kv group two half", true},
     CanonicalTensor{"kb", "kv two half", true},
     CanonicalTensor{"vb", "kv two half", true},
+    CanonicalTensor{"conv1", "filter conv_in tap one", true},
+    CanonicalTensor{"conv1b", "filter", true},
+    CanonicalTensor{"conv2", "hidden conv_mid tap one", true},
+    CanonicalTensor{"conv2b", "hidden", true},
+    CanonicalTensor{"lf_norm", "hidden", true},
     CanonicalTensor{"o", "hidden kv group two half", true},
     CanonicalTensor{"ob", "hidden", true},
     CanonicalTensor{"norm2", "hidden", true},
@@ -74,7 +80,12 @@ AxisSizes::AxisSizes(const ModelConfig& config) {
             {"ffn", config.intermediate_size},
             {"position", config.max_position_embeddings},
             {"width", config.embed_dim()},
-            {"lead", 2}};
+            {"lead", 2},
+            {"filter", config.hidden_size / 2},
+            {"conv_in", config.hidden_size / std::max<int64_t>(1, config.lf_groups)},
+            {"conv_mid", config.hidden_size / 2 / std::max<int64_t>(1, config.lf_groups)},
+            {"tap", 2},
+            {"one", 1}};
 }
 
 int64_t AxisSizes::get(std::string_view axis) const {
@@ -113,6 +124,9 @@ std::vector<std::string_view> expected_canonical(const ModelConfig& c) {
   add("norm1b", norm_bias);
   for (const std::string_view name : {"q", "k", "v", "o"}) add(name, true);
   for (const std::string_view name : {"qb", "kb", "vb"}) add(name, c.qkv_bias);
+  for (const std::string_view name : {"conv1", "conv1b", "conv2", "conv2b", "lf_norm"}) {
+    add(name, c.localized_filtering);
+  }
   add("ob", c.o_bias);
   const bool second_norm = c.residual != ResidualKind::kParallelOneNorm;
   add("norm2", second_norm && c.norm_affine);

@@ -35,7 +35,9 @@ const CanonicalTensor* find_canonical(std::string_view name);
 std::vector<std::string> split_words(std::string_view text);
 
 /// Sizes of named axes for one model: kv, group, two, half, hidden, vocab, ffn, position, width,
-/// and `lead`, the two rows in front of OPT's position table that only padding reads. `heads`
+/// and `lead`, the two rows in front of OPT's position table that only padding reads. Yuan's two
+/// convolutions have `filter` (half of hidden), `tap` (previous token, this one), `one`, and inputs
+/// per group `conv_in` and `conv_mid`. `heads`
 /// stands for `kv group`, and `d` for `two half`: the first and second half of a head, which rotary
 /// orders that pair neighbours store as `half two`.
 class AxisSizes {

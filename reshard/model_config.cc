@@ -46,6 +46,15 @@ void validate(const ModelConfig& c, const std::string& where) {
                              " must be even and between 2 and head_dim " +
                              std::to_string(c.head_dim));
   }
+  if (c.localized_filtering &&
+      (c.hidden_size % 2 != 0 || c.lf_groups < 1 || c.hidden_size / 2 % c.lf_groups != 0)) {
+    throw_invalid(where, "localized filtering in " + std::to_string(c.lf_groups) +
+                             " groups does not fit hidden_size " + std::to_string(c.hidden_size));
+  }
+  if (c.true_vocab_size < 0 || c.true_vocab_size > c.vocab_size) {
+    throw_invalid(where, "true_vocab_size " + std::to_string(c.true_vocab_size) +
+                             " is not between 0 and vocab_size " + std::to_string(c.vocab_size));
+  }
   if (!(c.norm_eps >= 0 && c.norm_eps < 1)) throw_invalid(where, "norm epsilon out of range");
 }
 

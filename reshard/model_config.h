@@ -43,6 +43,7 @@ struct ModelConfig {
   std::string family;  ///< name of its row in kFamilies: "llama", "gpt2", ...
 
   int64_t vocab_size = 0;         ///< V, rows of the embedding
+  int64_t true_vocab_size = 0;    ///< rows that mean a token, where padding follows; 0: all do
   int64_t hidden_size = 0;        ///< h
   int64_t intermediate_size = 0;  ///< f, width of the MLP (of one half when gated)
   int64_t num_hidden_layers = 0;
@@ -68,6 +69,13 @@ struct ModelConfig {
 
   Activation activation = Activation::kGeluTanh;
   bool gated_mlp = false;  ///< down(act(gate x) * up x)
+
+  /// Yuan 2.0: queries and keys are projected from u = RMSNorm(conv2(conv1(n)) + n) where n is the
+  /// normed input and each convolution sees the previous token and this one; values from n.
+  bool localized_filtering = false;
+  int64_t lf_groups = 1;  ///< channel groups of both convolutions
+  /// Rotary angles, sines and products rounded to BF16 at every step, as Yuan 2.0 was trained.
+  bool rope_in_bf16 = false;
 
   double attention_scale = 0.0;  ///< 0: head_dim^-0.5
   bool scale_attn_by_inverse_layer_idx = false;

@@ -21,7 +21,7 @@ enum class Step : uint8_t {
 /// tensors in it. Canonical names: embed head head_bias pos pos_lead embed_norm embed_norm_b
 /// final_norm final_norm_b embed_narrow head_narrow project_in project_out; per layer norm1 norm1b
 /// norm2 norm2b q k v o qb kb vb ob gate up down gateb upb downb (weights in [out, in] sense, b =
-/// bias).
+/// bias); conv1 conv1b conv2 conv2b lf_norm of Yuan's localized filtering.
 struct TensorRule {
   std::string_view name;
   std::string_view layout;

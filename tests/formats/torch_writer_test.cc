@@ -33,23 +33,23 @@ std::string pattern(int index, DType dtype, uint64_t size) {
 }
 
 /// The file that the plan describes, with the CRCs in place.
-std::string assemble(const TorchZipPlan& plan, const std::vector<std::string>& payloads) {
-  std::string out(plan.file.size_bytes, '\x55');
+std::string assemble(const FilePlan& plan, const std::vector<std::string>& payloads) {
+  std::string out(plan.size_bytes, '\x55');
   uint64_t covered = 0;
   const auto place = [&](uint64_t offset, const std::string& bytes) {
     REQUIRE(is_inside(offset, bytes.size(), out.size()));
     out.replace(offset, bytes.size(), bytes);
     covered += bytes.size();
   };
-  for (const auto& literal : plan.file.literals) place(literal.offset_bytes, literal.bytes);
-  REQUIRE(plan.file.placements.size() == payloads.size());
+  for (const auto& literal : plan.literals) place(literal.offset_bytes, literal.bytes);
+  REQUIRE(plan.placements.size() == payloads.size());
   for (size_t i = 0; i < payloads.size(); ++i) {
-    place(plan.file.placements[i].offset_bytes, payloads[i]);
+    place(plan.placements[i].offset_bytes, payloads[i]);
   }
   CHECK(covered == out.size());
-  for (const CrcPatch& patch : plan.crc_patches) {
+  for (const FilePlan::CrcPatch& patch : plan.crc_patches) {
     const uint32_t crc =
-        crc32(std::as_bytes(std::span(payloads[static_cast<size_t>(patch.storage)])));
+        crc32(std::as_bytes(std::span(payloads[static_cast<size_t>(patch.tensor)])));
     for (const uint64_t offset : {patch.local_offset_bytes, patch.directory_offset_bytes}) {
       for (size_t b = 0; b < 4; ++b) {
         CHECK(out[offset + b] == 0);
@@ -93,13 +93,13 @@ std::vector<TargetTensor> every_dtype() {
 
 TEST_CASE("torch_writer: a state dict of every dtype is the file that torch was seen to load") {
   const std::vector<TargetTensor> tensors = every_dtype();
-  const TorchZipPlan plan = place_torch_state_dict("state_dict.pt", tensors);
+  const FilePlan plan = place_torch_state_dict("state_dict.pt", tensors);
   std::vector<std::string> payloads;
   for (size_t i = 0; i < tensors.size(); ++i) {
     payloads.push_back(pattern(static_cast<int>(i), tensors[i].dtype,
                                checked_num_bytes(tensors[i].dtype, tensors[i].shape).value()));
-    CHECK(plan.file.placements[i].tensor == static_cast<int>(i));
-    CHECK(plan.file.placements[i].offset_bytes % 64 == 0);
+    CHECK(plan.placements[i].tensor == static_cast<int>(i));
+    CHECK(plan.placements[i].offset_bytes % 64 == 0);
   }
   const std::string bytes = assemble(plan, payloads);
   check_golden("state_dict.pt", bytes);
@@ -158,19 +158,19 @@ TEST_CASE("torch_writer: a Megatron checkpoint is carried over with its args cor
     writer.end_namespace();
   }
   writer.end_dict();
-  const TorchZipPlan plan =
+  const FilePlan plan =
       place_torch_zip("megatron.pt", writer.finish(), storages, "model_optim_rng");
   check_golden("megatron.pt", assemble(plan, payloads));
 }
 
 TEST_CASE("torch_writer: the same arguments give the same bytes") {
   const std::vector<TargetTensor> tensors = every_dtype();
-  const TorchZipPlan a = place_torch_state_dict("a.pt", tensors);
-  const TorchZipPlan b = place_torch_state_dict("a.pt", tensors);
-  REQUIRE(a.file.literals.size() == b.file.literals.size());
-  for (size_t i = 0; i < a.file.literals.size(); ++i) {
-    CHECK(a.file.literals[i].bytes == b.file.literals[i].bytes);
-    CHECK(a.file.literals[i].offset_bytes == b.file.literals[i].offset_bytes);
+  const FilePlan a = place_torch_state_dict("a.pt", tensors);
+  const FilePlan b = place_torch_state_dict("a.pt", tensors);
+  REQUIRE(a.literals.size() == b.literals.size());
+  for (size_t i = 0; i < a.literals.size(); ++i) {
+    CHECK(a.literals[i].bytes == b.literals[i].bytes);
+    CHECK(a.literals[i].offset_bytes == b.literals[i].offset_bytes);
   }
 }
 
@@ -180,21 +180,21 @@ TEST_CASE("torch_writer: storages and offsets beyond 4 GiB read back") {
       {"behind", DType::F32, {2, 2}},     {"exactly", DType::U8, {0xFFFFFFFF}},
       {"below", DType::U8, {0xFFFFFFFE}}, {"last", DType::I64, {5}},
   };
-  const TorchZipPlan plan = place_torch_state_dict("large.pt", tensors);
+  const FilePlan plan = place_torch_state_dict("large.pt", tensors);
   const test::TempDir dir;
   {
     File file = File::create(dir / "large.pt");
-    for (const auto& literal : plan.file.literals) {
+    for (const auto& literal : plan.literals) {
       file.write_at(std::as_bytes(std::span(literal.bytes)), literal.offset_bytes);
     }
   }
-  CHECK(fs::file_size(dir / "large.pt") == plan.file.size_bytes);
+  CHECK(fs::file_size(dir / "large.pt") == plan.size_bytes);
   std::vector<StoredTensor> found;
   std::vector<std::string> notes;
   read_torch_file(dir / "large.pt", 0, found, notes);
   REQUIRE(found.size() == tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
-    CHECK(found[i].offset_bytes == plan.file.placements[i].offset_bytes);
+    CHECK(found[i].offset_bytes == plan.placements[i].offset_bytes);
     CHECK(found[i].shape == tensors[i].shape);
   }
   if (const char* keep = std::getenv("LLMCTL_KEEP_LARGE")) fs::rename(dir / "large.pt", keep);
@@ -203,14 +203,14 @@ TEST_CASE("torch_writer: storages and offsets beyond 4 GiB read back") {
 TEST_CASE("torch_writer: more than 65535 storages read back") {
   std::vector<TargetTensor> tensors;
   for (int i = 0; i < 66000; ++i) tensors.push_back({std::to_string(i), DType::U8, {1}});
-  const TorchZipPlan plan = place_torch_state_dict("many.pt", tensors);
+  const FilePlan plan = place_torch_state_dict("many.pt", tensors);
   const test::TempDir dir;
   test::write_bytes(dir / "many.pt", assemble(plan, std::vector<std::string>(66000, "x")));
   std::vector<StoredTensor> found;
   std::vector<std::string> notes;
   read_torch_file(dir / "many.pt", 0, found, notes);
   REQUIRE(found.size() == 66000);
-  CHECK(found[65999].offset_bytes == plan.file.placements[65999].offset_bytes);
+  CHECK(found[65999].offset_bytes == plan.placements[65999].offset_bytes);
 }
 
 TEST_CASE("torch_writer: refuses what cannot be laid out") {
