@@ -62,6 +62,22 @@ File File::create(const fs::path& path) {
   return File(descriptor, path);
 }
 
+std::optional<File> File::open_direct(const fs::path& path, Access access) {
+  const int flags = (access == Access::kRead ? O_RDONLY : O_RDWR) | O_DIRECT | O_CLOEXEC;
+  const int descriptor = ::open(path.c_str(), flags | O_NONBLOCK);
+  if (descriptor < 0) {
+    if (errno == EINVAL || errno == EOPNOTSUPP) return std::nullopt;
+    if (errno == ENOENT || errno == ENOTDIR) throw_invalid(path.string(), "no such file");
+    throw_errno(path.string(), "cannot open");
+  }
+  File file(descriptor, path);
+  regular_file_size(descriptor, path);
+  // Some file systems refuse only the transfer.
+  alignas(4096) std::byte block[4096];
+  if (::pread(descriptor, block, sizeof block, 0) < 0 && errno == EINVAL) return std::nullopt;
+  return file;
+}
+
 File::File(File&& other) noexcept
     : descriptor_(std::exchange(other.descriptor_, -1)), path_(std::move(other.path_)) {}
 

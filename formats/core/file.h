@@ -5,10 +5,13 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
 namespace llmctl {
+
+enum class Access { kRead, kReadWrite };
 
 /// An open descriptor. Owns it; the positioned calls are safe from several threads.
 class File {
@@ -18,6 +21,10 @@ class File {
   static File open_read(const std::filesystem::path& path);
   /// Creates (O_EXCL) a new file for writing; kEnvironment when it exists or cannot be made.
   static File create(const std::filesystem::path& path);
+  /// An existing file whose transfers bypass the page cache (O_DIRECT): memory, offset and length
+  /// of each must be multiples of 4096. Nothing when the file system refuses that; otherwise throws
+  /// as open_read does.
+  static std::optional<File> open_direct(const std::filesystem::path& path, Access access);
 
   File(File&& other) noexcept;
   File& operator=(File&& other) noexcept;
