@@ -6,6 +6,7 @@
 #include "kernels/cpu/convert_runs.h"
 #include "kernels/isa.h"
 #include "kernels/ops.h"
+#include "kernels/product.h"
 
 namespace llmctl::kernels::cpu {
 
@@ -20,6 +21,8 @@ void rms_norm(Isa isa, float* y, const float* x, const float* weight, int64_t nu
               int64_t hidden_size, float eps, ThreadPool& pool);
 void linear(Isa isa, float* y, const float* x, const void* w, DType w_dtype, const float* bias,
             int64_t num_tokens, int64_t n, int64_t k, int64_t y_stride, ThreadPool& pool);
+void product(Isa isa, float* out, const float* left, const float* right, int64_t rows, int64_t k,
+             int64_t columns);
 void embedding(Isa isa, float* y, const void* table, DType dtype, const int32_t* ids,
                int64_t first_row, int64_t num_rows, int64_t num_tokens, int64_t width);
 void activation(Isa isa, float* x, int64_t count, ActivationOp op, ThreadPool& pool);

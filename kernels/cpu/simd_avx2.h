@@ -78,6 +78,15 @@ struct Simd {
   }
 
   static D zero_d() { return {_mm256_setzero_pd(), _mm256_setzero_pd()}; }
+  static D set1_d(double x) { return {_mm256_set1_pd(x), _mm256_set1_pd(x)}; }
+  static D load_d(const double* p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
+  /// a * b + c
+  static D fma_d(D a, D b, D c) {
+    return {_mm256_fmadd_pd(a.low, b.low, c.low), _mm256_fmadd_pd(a.high, b.high, c.high)};
+  }
+  static F narrow_d(D a) {
+    return _mm256_set_m128(_mm256_cvtpd_ps(a.high), _mm256_cvtpd_ps(a.low));
+  }
   static D widen_d(F v) {
     return {_mm256_cvtps_pd(_mm256_castps256_ps128(v)),
             _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))};

@@ -80,6 +80,16 @@ struct Simd {
   }
 
   static D zero_d() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+  static D set1_d(double x) { return {_mm512_set1_pd(x), _mm512_set1_pd(x)}; }
+  static D load_d(const double* p) { return {_mm512_loadu_pd(p), _mm512_loadu_pd(p + 8)}; }
+  /// a * b + c
+  static D fma_d(D a, D b, D c) {
+    return {_mm512_fmadd_pd(a.low, b.low, c.low), _mm512_fmadd_pd(a.high, b.high, c.high)};
+  }
+  static F narrow_d(D a) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(a.low)),
+                              _mm512_cvtpd_ps(a.high), 1);
+  }
   static D widen_d(F v) {
     return {_mm512_cvtps_pd(_mm512_castps512_ps256(v)),
             _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))};

@@ -101,6 +101,15 @@ struct Simd {
   }
 
   static D zero_d() { return {}; }
+  static D set1_d(double x) { return {{x, x, x, x}}; }
+  static D load_d(const double* p) { return {{p[0], p[1], p[2], p[3]}}; }
+  /// a * b + c, rounded twice.
+  static D fma_d(D a, D b, D c) {
+    return map_d([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+  }
+  static F narrow_d(D a) {
+    return map([&](int i) { return static_cast<float>(a.lane[i]); });
+  }
   static D widen_d(F v) {
     return map_d([&](int i) { return static_cast<double>(v.lane[i]); });
   }
