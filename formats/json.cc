@@ -1,6 +1,7 @@
 #include "formats/json.h"
 
-#include <set>
+#include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "formats/core/error.h"
@@ -9,49 +10,102 @@ namespace llmctl::formats {
 
 using nlohmann::ordered_json;
 
-ordered_json parse_json(std::string_view text, const std::string& where) {
-  constexpr int kMaxDepth = 64;
-  // The library takes a zero byte for the end of the text and would ignore what follows.
-  if (text.find('\0') != std::string_view::npos)
-    throw_invalid(where, "not valid JSON: a zero byte");
-  // `depth` counts the containers that are already open.
-  const auto check_depth = [&](int depth) {
-    if (depth >= kMaxDepth) throw_invalid(where, "JSON nested deeper than 64 levels");
+namespace {
+
+/// "[json.exception.parse_error.101] parse error at line 1, column 2: ...": the first word is for
+/// programmers.
+std::string plain_message(const std::string& what) {
+  const size_t start = what.find("] ");
+  return "not valid JSON: " + printable(start == std::string::npos ? what : what.substr(start + 2));
+}
+
+/// Builds the document from the library's events. Its own builder looks every key of an object up
+/// among those before it, so that a file of a megabyte can keep it busy for minutes; and it keeps
+/// the last of equal keys.
+class Builder final : public nlohmann::json_sax<ordered_json> {
+ public:
+  explicit Builder(const std::string& where) : where_(where) {}
+
+  ordered_json take() { return std::move(root_); }
+
+  bool null() override { return put(nullptr); }
+  bool boolean(bool value) override { return put(value); }
+  bool number_integer(number_integer_t value) override { return put(value); }
+  bool number_unsigned(number_unsigned_t value) override { return put(value); }
+  bool number_float(number_float_t value, const string_t&) override { return put(value); }
+  bool string(string_t& value) override { return put(std::move(value)); }
+  bool binary(binary_t& value) override { return put(std::move(value)); }
+
+  bool start_object(size_t) override { return open(ordered_json::object()); }
+  bool end_object() override { return close(); }
+  bool start_array(size_t) override { return open(ordered_json::array()); }
+  bool end_array() override { return close(); }
+
+  bool key(string_t& value) override {
+    Level& level = levels_.back();
+    if (!level.keys.insert(value).second) {
+      throw_invalid(where_, "duplicate JSON key '" + printable(value) + "'");
+    }
+    level.key = std::move(value);
+    return true;
+  }
+
+  bool parse_error(size_t, const std::string&, const nlohmann::detail::exception& error) override {
+    throw_invalid(where_, plain_message(error.what()));
+  }
+
+ private:
+  struct Level {
+    ordered_json value;
+    std::string key;  // of the member that comes next
+    std::unordered_set<std::string> keys;
   };
-  // One set of seen keys per open object; the library itself would keep the last duplicate.
-  std::vector<std::set<std::string>> keys;
-  const auto callback = [&](int depth, ordered_json::parse_event_t event, ordered_json& value) {
-    switch (event) {
-      case ordered_json::parse_event_t::object_start:
-        check_depth(depth);
-        keys.emplace_back();
-        break;
-      case ordered_json::parse_event_t::array_start:
-        check_depth(depth);
-        break;
-      case ordered_json::parse_event_t::object_end:
-        keys.pop_back();
-        break;
-      case ordered_json::parse_event_t::key:
-        if (!keys.back().insert(value.get<std::string>()).second) {
-          throw_invalid(where, "duplicate JSON key '" + printable(value.get<std::string>()) + "'");
-        }
-        break;
-      default:
-        break;
+
+  bool put(ordered_json value) {
+    if (levels_.empty()) {
+      root_ = std::move(value);
+      return true;
+    }
+    Level& level = levels_.back();
+    if (level.value.is_array()) {
+      level.value.get_ref<ordered_json::array_t&>().push_back(std::move(value));
+    } else {
+      // As the vector that it is: the map's own insertion searches.
+      std::vector<ordered_json::object_t::value_type>& members =
+          level.value.get_ref<ordered_json::object_t&>();
+      members.emplace_back(std::move(level.key), std::move(value));
     }
     return true;
-  };
-  try {
-    return ordered_json::parse(text.begin(), text.end(), callback);
-  } catch (const nlohmann::json::exception& e) {
-    // "[json.exception.parse_error.101] parse error at line 1, column 2: ...": the first word is
-    // for programmers.
-    const std::string what = e.what();
-    const size_t start = what.find("] ");
-    throw_invalid(where, "not valid JSON: " +
-                             printable(start == std::string::npos ? what : what.substr(start + 2)));
   }
+
+  bool open(ordered_json container) {
+    constexpr size_t kMaxDepth = 64;
+    if (levels_.size() == kMaxDepth) throw_invalid(where_, "JSON nested deeper than 64 levels");
+    levels_.push_back({std::move(container), {}, {}});
+    return true;
+  }
+
+  bool close() {
+    ordered_json value = std::move(levels_.back().value);
+    levels_.pop_back();
+    return put(std::move(value));
+  }
+
+  const std::string& where_;
+  ordered_json root_;
+  std::vector<Level> levels_;
+};
+
+}  // namespace
+
+ordered_json parse_json(std::string_view text, const std::string& where) {
+  // The library takes a zero byte for the end of the text and would ignore what follows.
+  if (text.find('\0') != std::string_view::npos) {
+    throw_invalid(where, "not valid JSON: a zero byte");
+  }
+  Builder builder(where);
+  ordered_json::sax_parse(text.begin(), text.end(), &builder);
+  return builder.take();
 }
 
 int64_t get_size(const ordered_json& value, const std::string& where, const std::string& name) {
