@@ -39,6 +39,8 @@ std::string_view pickle_kind_name(PickleKind kind) {
 
 PickleKind PickleNode::kind() const { return (*arena_)[index_].kind; }
 
+uint64_t PickleNode::pickle_bytes() const { return arena_->consumed_bytes; }
+
 std::optional<bool> PickleNode::find_bool() const {
   if (kind() != PickleKind::kBool) return std::nullopt;
   return (*arena_)[index_].flag != 0;

@@ -59,6 +59,8 @@ class PickleNode {
   PickleKind kind() const;
   /// Identity: two nodes with one index are the same Python object.
   uint32_t index() const { return index_; }
+  /// Length of the pickle that the node is of.
+  uint64_t pickle_bytes() const;
 
   bool is_none() const { return kind() == PickleKind::kNone; }
   std::optional<bool> find_bool() const;

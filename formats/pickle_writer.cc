@@ -175,11 +175,13 @@ void PickleWriter::tensor(DType dtype, const Shape& shape, std::string_view key)
   op('R');
 }
 
-/// What one call of `copy` knows: how often each node is used, and which are in the memo.
+/// What one call of `copy` knows: how often each node is used, which are in the memo, and how long
+/// the output may become.
 struct PickleWriter::Copy {
   const TensorCopier& tensors;
   std::unordered_map<uint32_t, uint32_t> uses;
   std::unordered_map<uint32_t, uint32_t> memo;
+  size_t max_size = 0;
 };
 
 namespace {
@@ -200,6 +202,8 @@ void for_each_part(const PickleNode& node, const Visit& visit) {
   }
 }
 
+/// Values that take less than twelve bytes wherever they stand, against two in the pickle that was
+/// read: a place in the memo would not make the copy smaller by much.
 bool is_atom(PickleKind kind) {
   return kind == PickleKind::kNone || kind == PickleKind::kBool || kind == PickleKind::kInt;
 }
@@ -214,7 +218,11 @@ void PickleWriter::memoize(Copy& state, uint32_t index) {
 }
 
 void PickleWriter::copy(const PickleNode& node, const TensorCopier& tensors) {
-  Copy state{tensors, {}, {}};
+  // What is shared without being one node (a name or bytes made anew from one long text), or holds
+  // itself before it can be referred to, is written once per use. In a real checkpoint that is
+  // little; without a bound a few bytes could stand for gigabytes.
+  const size_t max_growth = 16 * node.pickle_bytes() + (size_t{64} << 10);
+  Copy state{tensors, {}, {}, out_.size() + max_growth};
   std::vector<PickleNode> left{node};
   state.uses[node.index()] = 1;
   while (!left.empty()) {
@@ -268,6 +276,10 @@ void PickleWriter::copy_object(Copy& state, const PickleNode& node, int depth) {
 
 void PickleWriter::copy_node(Copy& state, const PickleNode& node, int depth) {
   if (depth > kMaxDepth) throw_invalid("pickle", "nested deeper than 1000 levels");
+  if (out_.size() > state.max_size) {
+    throw_invalid("pickle",
+                  "one copy of it is more than 16 times as long: no checkpoint is like that");
+  }
   const auto known = state.memo.find(node.index());
   if (known != state.memo.end()) {
     op('j');
@@ -282,7 +294,8 @@ void PickleWriter::copy_node(Copy& state, const PickleNode& node, int depth) {
     case PickleKind::kInt:
       return integer(*node.find_int());
     case PickleKind::kBigInt:
-      return big_integer(*node.find_bytes());
+      big_integer(*node.find_bytes());
+      return memoize(state, node.index());
     case PickleKind::kFloat:
       return number(*node.find_float());
     case PickleKind::kBytes: {
@@ -332,7 +345,8 @@ void PickleWriter::copy_node(Copy& state, const PickleNode& node, int depth) {
         throw_invalid("pickle",
                       "a " + node.describe() + " stands where only plain values are copied");
       }
-      return state.tensors(*this, node);
+      state.tensors(*this, node);
+      return memoize(state, node.index());
   }
 }
 

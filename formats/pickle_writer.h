@@ -55,8 +55,9 @@ class PickleWriter {
   /// Copies a tree of a pickle that was read: values, globals, records of calls with their state.
   /// What is shared or contains itself stays so within one call. What the reader does not keep is
   /// lost: bytearray becomes bytes, defaultdict and Counter become dict, attributes of dicts go.
-  /// `tensors` is called for tensors and storages; without it they throw kInvalidInput, as does
-  /// nesting deeper than 1000 levels.
+  /// `tensors` is called for tensors and storages, once for each, and writes one value; without it
+  /// they throw kInvalidInput, as do nesting deeper than 1000 levels and output more than 16 times
+  /// (and 64 KiB) longer than the pickle that was read.
   void copy(const PickleNode& node, const TensorCopier& tensors = {});
 
   /// The pickle. Requires: exactly one value was written.

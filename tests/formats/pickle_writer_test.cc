@@ -90,6 +90,58 @@ TEST_CASE("pickle_writer: shared and self-containing parts are copied once") {
   CHECK(root.item(4).index() == root.item(5).index());
 }
 
+namespace {
+
+std::string le32(size_t n) {
+  std::string bytes;
+  for (int i = 0; i < 4; ++i) bytes += static_cast<char>(n >> (8 * i));
+  return bytes;
+}
+
+/// `value`, then a list of `uses` times `use`.
+std::string listed(const std::string& value, const std::string& use, int uses) {
+  std::string bytes = "\x80\x02(" + value;
+  for (int i = 0; i < uses; ++i) bytes += use;
+  return bytes + "l.";
+}
+
+}  // namespace
+
+TEST_CASE("pickle_writer: what two bytes stand for in the source does not fill the copy") {
+  const size_t kLong = 100'000;
+  const std::string word(kLong, 'x');
+  // One integer of 100 kB, used 10,000 times.
+  const std::string shared = listed("\x8b"s + le32(kLong) + word + "q\0"s, "h\0"s, 10'000);
+  const Pickle one = Pickle::parse(std::as_bytes(std::span(shared)), "test");
+  const std::string written = write([&](PickleWriter& w) { w.copy(one.root()); });
+  CHECK(written.size() < kLong + 60'000);
+  const Pickle copy = Pickle::parse(std::as_bytes(std::span(written)), "test");
+  REQUIRE(copy.root().size() == 10'001);
+  CHECK(copy.root().item(10'000).index() == copy.root().item(0).index());
+  CHECK(copy.root().item(0).find_bytes() == word);
+
+  // Encoding one text makes a node of its own each time.
+  const std::string text = "X"s + le32(kLong) + word + "q\0"s;
+  const std::string encode = "c_codecs\nencode\nq\1X\6\0\0\0latin1q\2"s;
+  const std::string bytes = listed(text + encode, "h\1h\0h\2\x86R"s, 10'000);
+  // A tuple in a list of the tuple, with much beside it, once per level of the copy.
+  std::string nested = "\x80\x02("s;
+  const auto get_list = [](int i) { return "h"s + static_cast<char>(i); };
+  for (int i = 0; i < 100; ++i) nested += "]q"s + static_cast<char>(i);
+  nested += "1(";
+  for (int i = 0; i < 100; ++i) nested += get_list(i) + get_list(i);
+  for (size_t i = 0; i < kLong; ++i) nested += "G33333333";
+  nested += "tq\xff"s;
+  for (int i = 0; i < 100; ++i) nested += get_list(i) + "h\xff" + "a0";
+  nested += ".";
+  for (const std::string& hostile : {bytes, nested}) {
+    const Pickle source = Pickle::parse(std::as_bytes(std::span(hostile)), "test");
+    PickleWriter writer;
+    CHECK_THROWS_WITH_AS(writer.copy(source.root()), doctest::Contains("16 times"), Error);
+    CHECK(writer.finish().size() < 17 * hostile.size() + 300'000);
+  }
+}
+
 TEST_CASE("pickle_writer: tensors are copied only by who knows their storage") {
   const std::string bytes = test::read_bytes(test::golden("torch/megatron.legacy.main.pkl"));
   const Pickle source = Pickle::parse(std::as_bytes(std::span(bytes)), "test");
