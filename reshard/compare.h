@@ -23,6 +23,10 @@ struct ModelDigest {
 /// values in any format, layout, tp and shard size, and in any dtype that holds them exactly. The
 /// whole is the XXH3-128 of the "key digest" lines in order of key. Padding and auxiliary tensors
 /// do not count. Memory: 64 MiB per job.
+///
+/// Factors that some formats have no place for (OPT-350m's projections) count as the products that
+/// such formats store instead, `embed` and `head`, rounded to the dtype of the factors: the one
+/// they are stored in, or when that is F32, BF16 or F16 where one of these holds all their values.
 ModelDigest digest(const Model& model, int jobs);
 
 struct TensorDifference {
@@ -40,17 +44,20 @@ struct DiffOptions {
   double tolerance = 0;  ///< |a - b| up to this is no difference
   /// By default tensors of different dtypes are the same when one is the other, rounded, and what
   /// is stored divided by a tp that is no power of two may be off by that rounding; with exact
-  /// tensors must hold the same values.
+  /// tensors must hold the same values. A product of factors on one side is the same as what the
+  /// other stores when it is that product rounded to the stored dtype; by default also when it is
+  /// off by as much as summing the product in F32, in another order, may be.
   bool exact = false;
 };
 
 struct ModelDiff {
   uint64_t num_tensors = 0;
-  uint64_t num_rounded = 0;                   ///< equal only after rounding to the other's dtype
+  uint64_t num_rounded = 0;                   ///< equal only after rounding, or as products
   std::vector<TensorDifference> differences;  ///< in canonical order
 };
 
-/// Compares canonical tensors. Memory: 128 MiB per job.
+/// Compares canonical tensors; where only one model has an embedding and a head in factors, their
+/// products. Memory: 128 MiB per job.
 ModelDiff diff(const Model& first, const Model& second, const DiffOptions& options);
 
 }  // namespace llmctl::reshard

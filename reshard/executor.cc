@@ -12,8 +12,8 @@
 #include "formats/core/error.h"
 #include "formats/core/file.h"
 #include "formats/core/thread_pool.h"
-#include "kernels/ops.h"
 #include "reshard/box.h"
+#include "reshard/product.h"
 
 namespace llmctl::reshard {
 namespace {
@@ -278,6 +278,16 @@ class Executor {
     if (stats.overflowed > 0) overflows_[tensor] += stats.overflowed;
   }
 
+  void check_overflow(size_t index) const {
+    const uint64_t count = overflows_[index].load();
+    if (!options_.overflow_is_error || count == 0) return;
+    const formats::TargetTensor& target = plan_.tensors[index].target;
+    throw_invalid(
+        "tensor '" + target.name + "'",
+        std::to_string(count) + " values do not fit " + std::string(dtype_name(target.dtype)),
+        "choose --dtype bf16 or fp32, or convert with --on-overflow inf|clamp");
+  }
+
   /// The element-wise steps, and the write.
   void finish(const Block& block, std::byte* memory, Buffer& slab) {
     const PlannedTensor& tensor = plan_.tensors[block.tensor];
@@ -303,12 +313,7 @@ class Executor {
       count(block.tensor, kernels::convert(memory, tensor.target.dtype, first.data(), DType::F32,
                                            elements, options_.overflow));
     }
-    if (options_.overflow_is_error && overflows_[block.tensor].load() > 0) {
-      throw_invalid("tensor '" + tensor.target.name + "'",
-                    std::to_string(overflows_[block.tensor].load()) + " values do not fit " +
-                        std::string(dtype_name(tensor.target.dtype)),
-                    "choose --dtype bf16 or fp32, or convert with --on-overflow inf|clamp");
-    }
+    check_overflow(block.tensor);
     if (sink_.memory(block.tensor) == nullptr) {
       sink_.write(block.tensor, static_cast<uint64_t>(block.lo) * dtype_bytes(tensor.target.dtype),
                   {memory, bytes});
@@ -339,40 +344,25 @@ class Executor {
     return values;
   }
 
-  /// Rows of left times right, in F32, a few rows at a time.
+  /// A few rows at a time.
   void run_product(const Block& block, Buffer& slab) {
     const PlannedTensor& tensor = plan_.tensors[block.tensor];
-    const RowProduct& product = *tensor.product;
-    const Model& model = *plan_.model;
-    const Shape left = canonical_shape(Model::canonical_of(product.left), model.sizes());
-    const Shape right = canonical_shape(Model::canonical_of(product.right), model.sizes());
-    const int64_t rows = left[0], k = left[1];
-    const int64_t columns = product.right_is_transposed ? right[0] : right[1];
-    std::vector<float> factor(static_cast<size_t>(right[0] * right[1]));
-    read_canonical_rows(model, product.right, 0, right[0], factor);
-    if (!product.right_is_transposed) {
-      std::vector<float> turned(factor.size());
-      kernels::Box box{2, {k, columns}, {columns, 1}, {1, k}};
-      kernels::copy_box(turned.data(), DType::F32, factor.data(), DType::F32, box,
-                        kernels::Overflow::kInf);
-      factor.swap(turned);
-    }
-    ThreadPool one(1);
-    const int64_t step = std::max<int64_t>(1, kSlabBytes / 4 / std::max(k, columns));
-    std::vector<float> in(static_cast<size_t>(step * k)), out(static_cast<size_t>(step * columns));
+    const ProductReader product(*plan_.model, *tensor.product);
+    const int64_t rows = product.num_rows(), columns = product.num_columns();
+    const int64_t step = std::max<int64_t>(1, kSlabBytes / 4 / std::max(product.k(), columns));
+    std::vector<float> out(static_cast<size_t>(std::min(step, rows) * columns));
     const size_t width = dtype_bytes(tensor.target.dtype);
     for (int64_t row = 0; row < rows; row += step) {
       throw_if_cancelled();
       const int64_t n = std::min(step, rows - row);
-      read_canonical_rows(model, product.left, row, n, in);
-      kernels::linear(out.data(), in.data(), factor.data(), DType::F32, nullptr, n, columns, k,
-                      columns, one);
+      product.read(row, n, out);
       const size_t bytes = static_cast<size_t>(n * columns) * width;
       std::byte* memory = sink_.memory(block.tensor);
       std::byte* target =
           memory != nullptr ? memory + static_cast<size_t>(row * columns) * width : slab.get(bytes);
       count(block.tensor, kernels::convert(target, tensor.target.dtype, out.data(), DType::F32,
                                            n * columns, options_.overflow));
+      check_overflow(block.tensor);
       if (memory == nullptr) {
         sink_.write(block.tensor, static_cast<uint64_t>(row * columns) * width, {target, bytes});
       }

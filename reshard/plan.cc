@@ -118,15 +118,7 @@ class Planner {
 
   /// Products that stand for a canonical tensor which the model has only in factored form.
   std::optional<RowProduct> product_for(const std::string& name) const {
-    if (!options_.multiply_out) return std::nullopt;
-    if (name == "embed" && model_.has("embed_narrow") && model_.has("project_in")) {
-      return RowProduct{"embed_narrow", "project_in", true};
-    }
-    const std::string head = model_.has("head_narrow") ? "head_narrow" : "embed_narrow";
-    if (name == "head" && model_.has(head) && model_.has("project_out")) {
-      return RowProduct{head, "project_out", false};
-    }
-    return std::nullopt;
+    return options_.multiply_out ? find_product(model_, name) : std::nullopt;
   }
 
   bool applies(const Row& row, int64_t layer) const {

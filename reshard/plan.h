@@ -11,6 +11,7 @@
 #include "formats/checkpoint.h"
 #include "kernels/copy_box.h"
 #include "reshard/model.h"
+#include "reshard/product.h"
 #include "reshard/rule.h"
 
 namespace llmctl::reshard {
@@ -22,21 +23,13 @@ struct CopyOp {
   int64_t src_offset = 0, dst_offset = 0;
 };
 
-/// A target tensor whose rows are products: left [rows, k] times right [k, columns]. Only
-/// OPT-350m's projections need it, for formats that have no place for them.
-struct RowProduct {
-  std::string left;                  ///< canonical key
-  std::string right;                 ///< canonical key
-  bool right_is_transposed = false;  ///< right is stored [columns, k]
-};
-
 struct PlannedTensor {
   formats::TargetTensor target;
-  std::vector<CopyOp> ops;          ///< disjoint in the target
-  std::vector<CopyOp> plus;         ///< added afterwards, in the target's dtype
-  bool has_padding = false;         ///< some elements are written by no op: they are zeros
-  double multiply = 1, divide = 1;  ///< applied to each term in the target's dtype
-  std::optional<RowProduct> product;
+  std::vector<CopyOp> ops;            ///< disjoint in the target
+  std::vector<CopyOp> plus;           ///< added afterwards, in the target's dtype
+  bool has_padding = false;           ///< some elements are written by no op: they are zeros
+  double multiply = 1, divide = 1;    ///< applied to each term in the target's dtype
+  std::optional<RowProduct> product;  ///< instead of ops: the tensor is that product
 
   uint64_t num_bytes() const;
 };
