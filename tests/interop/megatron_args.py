@@ -6,6 +6,7 @@ references a real file has. Importing this module registers them.
 """
 import argparse
 import enum
+import io
 import random
 import sys
 import types
@@ -43,7 +44,8 @@ PositionEmbeddingType = _enum(["megatron.enums"], "PositionEmbeddingType", by_va
 
 # What torch.load(weights_only=True) must be told to accept.
 SAFE_GLOBALS = [argparse.Namespace, PosixPath, ModelType, OldModelType, AttnBackend,
-                PositionEmbeddingType, getattr]
+                PositionEmbeddingType, getattr, io.BytesIO, np.ndarray, np.dtype,
+                np._core.multiarray._reconstruct, type(np.dtype(np.uint32))]
 
 _COMMON = dict(
     adam_beta1=0.9, adam_beta2=0.95, adam_eps=1e-08, adlr_autoresume=False,
