@@ -2,18 +2,14 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
 #include <cstring>
-#include <iterator>
-#include <memory>
-#include <nlohmann/json.hpp>
-#include <numeric>
 #include <optional>
 #include <utility>
 
 #include "formats/core/error.h"
 #include "formats/core/file.h"
 #include "formats/json_scanner.h"
+#include "formats/safetensors_format.h"
 #include "formats/stranger.h"
 
 namespace llmctl::formats {
@@ -21,51 +17,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The library's own limit.
-constexpr uint64_t kMaxHeaderBytes = 100'000'000;
 // Far above any real file; they bound what a hostile header of 100 MB can make us hold.
 constexpr size_t kMaxTensors = size_t{1} << 18;
 constexpr size_t kMaxNameBytes = 4096;
 constexpr size_t kMaxRank = 64;
-
-/// The library's dtype list in its sort order; files hold tensors in descending order of it.
-/// Kinds without an enumerator are valid safetensors that llmctl does not read.
-struct FileDType {
-  std::string_view name;
-  std::optional<DType> dtype;
-};
-constexpr std::array kFileDTypes = {
-    FileDType{"BOOL", DType::BOOL},
-    FileDType{"F4", std::nullopt},
-    FileDType{"F6_E2M3", std::nullopt},
-    FileDType{"F6_E3M2", std::nullopt},
-    FileDType{"U8", DType::U8},
-    FileDType{"I8", DType::I8},
-    FileDType{"F8_E5M2", DType::F8_E5M2},
-    FileDType{"F8_E4M3", DType::F8_E4M3},
-    FileDType{"F8_E8M0", std::nullopt},
-    FileDType{"F8_E4M3FNUZ", std::nullopt},
-    FileDType{"F8_E5M2FNUZ", std::nullopt},
-    FileDType{"I16", DType::I16},
-    FileDType{"U16", DType::U16},
-    FileDType{"F16", DType::F16},
-    FileDType{"BF16", DType::BF16},
-    FileDType{"I32", DType::I32},
-    FileDType{"U32", DType::U32},
-    FileDType{"F32", DType::F32},
-    FileDType{"C64", std::nullopt},
-    FileDType{"F64", DType::F64},
-    FileDType{"I64", DType::I64},
-    FileDType{"U64", DType::U64},
-};
-
-int sort_rank(DType dtype) {
-  const auto found = std::find_if(kFileDTypes.begin(), kFileDTypes.end(),
-                                  [&](const FileDType& f) { return f.dtype == dtype; });
-  return static_cast<int>(found - kFileDTypes.begin());
-}
-
-std::string in_quotes(const std::string& name) { return "'" + printable(name) + "'"; }
 
 std::string shape_text(const Shape& shape) {
   std::string text = "[";
@@ -163,9 +118,9 @@ class HeaderReader {
 
   void read_dtype(Entry& entry) {
     const std::string name = json_.read_text(kMaxNameBytes);
-    const auto found = std::find_if(kFileDTypes.begin(), kFileDTypes.end(),
-                                    [&](const FileDType& f) { return f.name == name; });
-    if (found == kFileDTypes.end()) refuse(entry, "unknown dtype " + in_quotes(name));
+    const auto found = std::find_if(kSafetensorsDTypes.begin(), kSafetensorsDTypes.end(),
+                                    [&](const SafetensorsDType& f) { return f.name == name; });
+    if (found == kSafetensorsDTypes.end()) refuse(entry, "unknown dtype " + in_quotes(name));
     if (!found->dtype) refuse(entry, "dtype " + name + " is not supported");
     entry.dtype = *found->dtype;
   }
@@ -267,10 +222,11 @@ uint64_t read_u64_le(std::span<const std::byte, 8> bytes) {
 uint64_t header_length(std::span<const std::byte, 8> prefix, uint64_t size,
                        const std::string& where) {
   const uint64_t length = read_u64_le(prefix);
-  if (length > kMaxHeaderBytes) {
+  if (length > kMaxSafetensorsHeaderBytes) {
     throw_invalid(where,
                   "the first 8 bytes give a header of " + std::to_string(length) +
-                      " bytes, more than the limit of " + std::to_string(kMaxHeaderBytes),
+                      " bytes, more than the limit of " +
+                      std::to_string(kMaxSafetensorsHeaderBytes),
                   "the file is damaged or not a safetensors file");
   }
   if (length > size - 8) {
@@ -306,140 +262,6 @@ void read_header(JsonScanner::Refill refill, uint64_t header_bytes, uint64_t siz
 
 void check_first_byte(std::byte first, const std::string& where) {
   if (first != std::byte{'{'}) throw_invalid(where, "the header does not start with '{'");
-}
-
-// ---- writing -------------------------------------------------------------------------------
-
-std::string json_text(const std::string& text, bool ascii_only) {
-  try {
-    return nlohmann::json(text).dump(-1, ' ', ascii_only);
-  } catch (const nlohmann::json::exception&) {
-    throw_invalid("tensor " + in_quotes(text), "the name is not valid UTF-8");
-  }
-}
-
-void append_u64_le(std::string& out, uint64_t value) {
-  for (int i = 0; i < 8; ++i) out += static_cast<char>(value >> (8 * i) & 0xFF);
-}
-
-uint64_t target_bytes(const TargetTensor& tensor) {
-  const auto bytes = checked_num_bytes(tensor.dtype, tensor.shape);
-  if (!bytes)
-    throw Error(ErrorCode::kInternal, "size overflows", "tensor " + in_quotes(tensor.name));
-  return *bytes;
-}
-
-FilePlan place_file(std::string file_name, std::span<const TargetTensor> tensors,
-                    std::vector<int> members) {
-  std::sort(members.begin(), members.end(), [&](int a, int b) {
-    const TargetTensor& x = tensors[static_cast<size_t>(a)];
-    const TargetTensor& y = tensors[static_cast<size_t>(b)];
-    const int rank_x = sort_rank(x.dtype), rank_y = sort_rank(y.dtype);
-    return rank_x != rank_y ? rank_x > rank_y : x.name < y.name;
-  });
-  FilePlan plan;
-  plan.name = std::move(file_name);
-  std::string header = R"({"__metadata__":{"format":"pt"})";
-  uint64_t offset = 0;
-  for (const int index : members) {
-    const TargetTensor& tensor = tensors[static_cast<size_t>(index)];
-    const uint64_t bytes = target_bytes(tensor);
-    header += ',' + json_text(tensor.name, false) + R"(:{"dtype":")" +
-              std::string(dtype_name(tensor.dtype)) + R"(","shape":[)";
-    for (size_t i = 0; i < tensor.shape.size(); ++i) {
-      header += (i == 0 ? "" : ",") + std::to_string(tensor.shape[i]);
-    }
-    header += R"(],"data_offsets":[)" + std::to_string(offset) + ',' +
-              std::to_string(offset + bytes) + "]}";
-    plan.placements.push_back({index, offset});
-    offset += bytes;
-  }
-  header += '}';
-  header.resize((header.size() + 7) / 8 * 8, ' ');
-  std::string literal;
-  append_u64_le(literal, header.size());
-  literal += header;
-  if (header.size() > kMaxHeaderBytes) {
-    throw_invalid(plan.name, "the header would pass the format's limit of 100,000,000 bytes",
-                  "give a smaller --max-shard-size");
-  }
-  for (Placement& placement : plan.placements) placement.offset_bytes += literal.size();
-  plan.size_bytes = literal.size() + offset;
-  plan.literals.push_back({0, std::move(literal)});
-  return plan;
-}
-
-/// Fills shards in the given order; a tensor above the limit stands alone. The same rule as
-/// huggingface_hub's split_state_dict_into_shards_factory, its order of shards included.
-std::vector<std::vector<int>> split_into_shards(std::span<const TargetTensor> tensors,
-                                                uint64_t max_shard_bytes) {
-  std::vector<std::vector<int>> shards;
-  std::vector<int> current;
-  uint64_t current_bytes = 0;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    const uint64_t bytes = target_bytes(tensors[i]);
-    if (bytes > max_shard_bytes) {
-      shards.push_back({static_cast<int>(i)});
-      continue;
-    }
-    if (bytes > max_shard_bytes - current_bytes) {
-      shards.push_back(std::exchange(current, {}));
-      current_bytes = 0;
-    }
-    current.push_back(static_cast<int>(i));
-    current_bytes += bytes;
-  }
-  if (!current.empty() || shards.empty()) shards.push_back(std::move(current));
-  return shards;
-}
-
-std::string shard_name(size_t index, size_t count) {
-  char name[64];
-  std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", index + 1, count);
-  return name;
-}
-
-/// As Python's json.dumps(index, indent=2, sort_keys=True) writes it.
-FilePlan place_index(std::span<const TargetTensor> tensors,
-                     const std::vector<std::vector<int>>& shards) {
-  std::vector<std::pair<std::string_view, size_t>> shard_of;
-  uint64_t total_size = 0;
-  for (size_t s = 0; s < shards.size(); ++s) {
-    for (const int index : shards[s]) {
-      const TargetTensor& tensor = tensors[static_cast<size_t>(index)];
-      shard_of.emplace_back(tensor.name, s);
-      total_size += target_bytes(tensor);
-    }
-  }
-  std::sort(shard_of.begin(), shard_of.end());
-  std::string text = "{\n  \"metadata\": {\n    \"total_size\": " + std::to_string(total_size) +
-                     "\n  },\n  \"weight_map\": {\n";
-  for (size_t i = 0; i < shard_of.size(); ++i) {
-    text += "    " + json_text(std::string(shard_of[i].first), true) + ": \"" +
-            shard_name(shard_of[i].second, shards.size()) + '"' +
-            (i + 1 < shard_of.size() ? ",\n" : "\n");
-  }
-  text += "  }\n}\n";
-  FilePlan plan;
-  plan.name = "model.safetensors.index.json";
-  plan.size_bytes = text.size();
-  plan.literals.push_back({0, std::move(text)});
-  return plan;
-}
-
-void check_target_names(std::span<const TargetTensor> tensors) {
-  std::vector<std::string_view> names;
-  names.reserve(tensors.size());
-  for (const TargetTensor& tensor : tensors) names.push_back(tensor.name);
-  std::sort(names.begin(), names.end());
-  const auto twice = std::adjacent_find(names.begin(), names.end());
-  if (twice != names.end()) {
-    throw Error(ErrorCode::kInternal, "two target tensors of that name",
-                "tensor " + in_quotes(std::string(*twice)));
-  }
-  if (std::binary_search(names.begin(), names.end(), std::string_view("__metadata__"))) {
-    throw_invalid("tensor '__metadata__'", "safetensors reserves this name");
-  }
 }
 
 }  // namespace
@@ -489,27 +311,11 @@ bool is_safetensors_file(const fs::path& path) {
     if (file.size_bytes() < 10) return false;
     std::array<std::byte, 9> prefix{};
     file.read_at(prefix, 0);
-    return read_u64_le(std::span(prefix).first<8>()) <= kMaxHeaderBytes &&
+    return read_u64_le(std::span(prefix).first<8>()) <= kMaxSafetensorsHeaderBytes &&
            prefix[8] == std::byte{'{'};
   } catch (const std::exception&) {
     return false;
   }
-}
-
-std::vector<FilePlan> place_safetensors(std::span<const TargetTensor> tensors,
-                                        const WriteOptions& options) {
-  check_target_names(tensors);
-  const auto shards = split_into_shards(tensors, options.max_shard_bytes);
-  std::vector<FilePlan> plans;
-  if (shards.size() == 1) {
-    plans.push_back(place_file("model.safetensors", tensors, shards.front()));
-    return plans;
-  }
-  for (size_t s = 0; s < shards.size(); ++s) {
-    plans.push_back(place_file(shard_name(s, shards.size()), tensors, shards[s]));
-  }
-  plans.push_back(place_index(tensors, shards));
-  return plans;
 }
 
 }  // namespace llmctl::formats
