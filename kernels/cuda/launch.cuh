@@ -47,6 +47,12 @@ void allow_shared_memory(Kernel kernel, size_t bytes) {
                                          static_cast<int>(bytes)));
 }
 
+/// Blocks such that all of them do the same number of groups, at most `resident` at a time.
+inline unsigned balanced_grid(int64_t groups, int64_t resident) {
+  const int64_t rounds = (groups + resident - 1) / resident;
+  return static_cast<unsigned>((groups + rounds - 1) / rounds);
+}
+
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
             const LaunchStream& stream, Args... args) {

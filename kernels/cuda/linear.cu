@@ -27,8 +27,8 @@
 namespace llmctl::kernels::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
+constexpr int kThreads = kMmaThreads;
+constexpr int kWarps = kMmaWarps;
 
 struct Params {
   Epilogue epilogue;
@@ -286,9 +286,8 @@ __global__ void __launch_bounds__(kThreads, 4) linear_fma_kernel(const Params p,
 /// kTiles tiles of eight tokens.
 template <typename T, int kTiles>
 __global__ void __launch_bounds__(kThreads, 2) linear_mma_kernel(const Params p) {
-  constexpr int kTokens = 8 * kTiles;
   constexpr int kChunks = 4;  // 32-wide pieces of K per warp and step, two loads each
-  __shared__ float partial[2][kWarps][kTokens][16];
+  __shared__ WarpSums<kTiles> partial[2];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int g = lane >> 2, t = lane & 3;
   const int vectors = static_cast<int>(p.k / 8);
@@ -350,26 +349,10 @@ __global__ void __launch_bounds__(kThreads, 2) linear_mma_kernel(const Params p)
       }
     }
     if (last_step) {
-      float(&slice)[kWarps][kTokens][16] = partial[buffer];
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          slice[warp][8 * j + 2 * t + (i & 1)][g + 8 * (i >> 1)] = c[j][i];
-          c[j][i] = 0.0F;
-        }
-      }
-      // One barrier per tile is enough with two buffers: a buffer is written again only after the
-      // barrier that every reader of its last contents has passed.
-      __syncthreads();
-      if (threadIdx.x < kTokens * 16) {
-        const int token = threadIdx.x / 16, row_in_tile = threadIdx.x % 16;
+      sum_over_warps<kTiles>(partial[buffer], c, [&](float sum, int token, int row_in_tile) {
         const int64_t row = tile * 16 + row_in_tile;
-        float sum = 0.0F;
-#pragma unroll
-        for (int i = 0; i < kWarps; ++i) sum += slice[i][token][row_in_tile];
         if (token < p.num_tokens && row < p.n) finish(p.epilogue, sum, row, token * p.n + row);
-      }
+      });
       buffer ^= 1;
     }
     if (!more) break;
@@ -381,12 +364,6 @@ __global__ void __launch_bounds__(kThreads, 2) linear_mma_kernel(const Params p)
       current[i][1] = next[i][1];
     }
   }
-}
-
-/// Blocks such that all of them do the same number of groups, at most `resident` at a time.
-unsigned balanced_grid(int64_t groups, int64_t resident) {
-  const int64_t rounds = (groups + resident - 1) / resident;
-  return static_cast<unsigned>((groups + rounds - 1) / rounds);
 }
 
 Params make_params(void* y, DType y_dtype, const LinearArgs& a) {

@@ -32,6 +32,41 @@ __device__ __forceinline__ void mma_16x8x16<Bfloat16>(float (&c)[4], uint32_t a0
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+/// Warps of a block that share the rows of a tile, each with its part of K.
+constexpr int kMmaThreads = 256;
+constexpr int kMmaWarps = kMmaThreads / 32;
+
+/// Where such warps leave their sums of 16 rows for 8 * kTiles tokens.
+template <int kTiles>
+using WarpSums = float[kMmaWarps][8 * kTiles][16];
+
+/// Adds up the warps' accumulators `c`, in the order of the warps, and calls take(sum, token, row
+/// in the tile) once for each element of the tile; `c` is zero afterwards. One barrier is enough
+/// when two `slice`s take turns: one is written again only after the barrier that every reader of
+/// its last contents has passed.
+template <int kTiles, typename Take>
+__device__ __forceinline__ void sum_over_warps(WarpSums<kTiles>& slice, float (&c)[kTiles][4],
+                                               const Take& take) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      slice[warp][8 * j + 2 * t + (i & 1)][g + 8 * (i >> 1)] = c[j][i];
+      c[j][i] = 0.0F;
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x < 8 * kTiles * 16) {
+    const int token = threadIdx.x / 16, row = threadIdx.x % 16;
+    float sum = 0.0F;
+#pragma unroll
+    for (int i = 0; i < kMmaWarps; ++i) sum += slice[i][token][row];
+    take(sum, token, row);
+  }
+}
+
 /// An 8 x 8 matrix of 16-bit elements, lane (g, t) holding row g at columns 2t, 2t+1, transposed.
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t a) {
   uint32_t d;

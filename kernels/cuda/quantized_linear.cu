@@ -21,8 +21,8 @@
 namespace llmctl::kernels::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
+constexpr int kThreads = kMmaThreads;
+constexpr int kWarps = kMmaWarps;
 constexpr int kChunks = 4;  // 16-byte pieces of a row per lane and step
 
 struct Params {
@@ -130,9 +130,8 @@ __device__ __forceinline__ void multiply_piece(float (&c)[4], const uint4& lo, c
 /// kTiles tiles of eight tokens.
 template <typename T, int kBits, int kTiles>
 __global__ void __launch_bounds__(kThreads, 2) quantized_linear_kernel(const Params p) {
-  constexpr int kTokens = 8 * kTiles;
   constexpr int kXVectors = kXPerVector<kBits>;
-  __shared__ float partial[2][kWarps][kTokens][16];
+  __shared__ WarpSums<kTiles> partial[2];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int g = lane >> 2, t = lane & 3;
   // Two neighbouring pieces of four lanes make 128 bytes of a row; the warps take such pairs in
@@ -205,28 +204,13 @@ __global__ void __launch_bounds__(kThreads, 2) quantized_linear_kernel(const Par
       }
     }
     if (last_step) {
-      float(&slice)[kWarps][kTokens][16] = partial[buffer];
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          slice[warp][8 * j + 2 * t + (i & 1)][g + 8 * (i >> 1)] = sum[j][i];
-          sum[j][i] = 0.0F;
-        }
-      }
-      // Two buffers make one barrier enough, as in linear_mma_kernel.
-      __syncthreads();
-      if (threadIdx.x < kTokens * 16) {
-        const int token = threadIdx.x / 16, row_in_tile = threadIdx.x % 16;
+      sum_over_warps<kTiles>(partial[buffer], sum, [&](float value, int token, int row_in_tile) {
         const int64_t row = tile * 16 + row_in_tile;
-        float value = 0.0F;
-#pragma unroll
-        for (int i = 0; i < kWarps; ++i) value += slice[i][token][row_in_tile];
         if (token < p.num_tokens && row < p.n) {
           if (p.vectors_per_group == 0) value *= p.scales[row];
           finish(p.epilogue, value, row, token * p.n + row);
         }
-      }
+      });
       buffer ^= 1;
     }
     if (!more) break;
@@ -271,9 +255,7 @@ void quantized_linear(void* y, DType y_dtype, const QuantizedLinearArgs& args,
                  .vectors = static_cast<int32_t>(args.k / per_vector),
                  .vectors_per_group = static_cast<int32_t>(args.group_size / per_vector),
                  .num_tokens = static_cast<int32_t>(args.num_tokens)};
-  const int64_t tiles = (args.n + 15) / 16, resident = stream.num_sms * 2;
-  const int64_t rounds = (tiles + resident - 1) / resident;
-  const auto grid = static_cast<unsigned>((tiles + rounds - 1) / rounds);
+  const unsigned grid = balanced_grid((args.n + 15) / 16, stream.num_sms * 2);
   dispatch_16bit(args.x_dtype, op, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const bool one_tile = args.num_tokens <= 8;
