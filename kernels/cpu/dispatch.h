@@ -4,6 +4,7 @@
 
 #include "kernels/copy_box.h"
 #include "kernels/cpu/convert_runs.h"
+#include "kernels/digest_box.h"
 #include "kernels/isa.h"
 #include "kernels/ops.h"
 #include "kernels/product.h"
@@ -14,6 +15,7 @@ CastStats convert(Isa isa, void* dst, DType dst_dtype, const void* src, DType sr
                   int64_t count, Overflow overflow);
 CastStats copy_box(Isa isa, void* dst, DType dst_dtype, const void* src, DType src_dtype,
                    const Box& box, Overflow overflow);
+uint64_t digest_box(Isa isa, const void* data, int64_t width, const DigestBox& box);
 
 void layer_norm(Isa isa, float* y, const float* x, const float* weight, const float* bias,
                 int64_t num_tokens, int64_t hidden_size, float eps, ThreadPool& pool);
