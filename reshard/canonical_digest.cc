@@ -148,8 +148,7 @@ std::vector<CanonicalDigest> digest_stored(const Model& model, int jobs) {
       first = false;
       for (const Layers::Part& part : layers.add(IndexBox::of(source.piece))) {
         if (part.layer > 0) continue;
-        parts[index].push_back(
-            {result.size(), PlacedBox(weights, key, source.piece, part.box)});
+        parts[index].push_back({result.size(), PlacedBox(weights, key, source.piece, part.box)});
       }
     }
     result.push_back(digest);

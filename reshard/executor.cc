@@ -270,6 +270,9 @@ class Executor {
       const uint64_t offset = tensor.offset_bytes + static_cast<uint64_t>(group.lo * width);
       file->read_at({data, bytes}, offset);
       if (options_.leave_page_cache) file->drop_cache(offset, bytes);
+      if (options_.observer != nullptr) {
+        options_.observer->on_read(source, group.lo, {data, bytes});
+      }
       for (const CopyOp& op : group.ops) copy(op, data + (op.src_offset - group.lo) * width);
     }
   }
@@ -314,6 +317,9 @@ class Executor {
                                            elements, options_.overflow));
     }
     check_overflow(block.tensor);
+    if (options_.observer != nullptr) {
+      options_.observer->on_write(block.tensor, block.lo, {memory, bytes});
+    }
     if (sink_.memory(block.tensor) == nullptr) {
       sink_.write(block.tensor, static_cast<uint64_t>(block.lo) * dtype_bytes(tensor.target.dtype),
                   {memory, bytes});
@@ -363,6 +369,9 @@ class Executor {
       count(block.tensor, kernels::convert(target, tensor.target.dtype, out.data(), DType::F32,
                                            n * columns, options_.overflow));
       check_overflow(block.tensor);
+      if (options_.observer != nullptr) {
+        options_.observer->on_write(block.tensor, row * columns, {target, bytes});
+      }
       if (memory == nullptr) {
         sink_.write(block.tensor, static_cast<uint64_t>(row * columns) * width, {target, bytes});
       }

@@ -25,6 +25,16 @@ class TensorSink {
   virtual void write(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) = 0;
 };
 
+/// Sees the bytes that pass. Calls come from several threads.
+class TransferObserver {
+ public:
+  virtual ~TransferObserver() = default;
+  /// A range of a stored tensor, from element `lo` of it, as read; some ranges come twice.
+  virtual void on_read(int source, int64_t lo, std::span<const std::byte> bytes) = 0;
+  /// A range of a target tensor, from element `lo` of it, as it goes to the sink; each once.
+  virtual void on_write(size_t tensor, int64_t lo, std::span<const std::byte> bytes) = 0;
+};
+
 struct ExecuteOptions {
   int jobs = 1;
   /// Most bytes of buffers at a time, all workers together; at least 64 MiB is used.
@@ -36,6 +46,7 @@ struct ExecuteOptions {
   bool leave_page_cache = false;
   /// Called with the bytes written since the last call, from any worker. May be empty.
   std::function<void(uint64_t bytes)> progress;
+  TransferObserver* observer = nullptr;  ///< may be null; outlives the call
 };
 
 struct TensorOverflow {

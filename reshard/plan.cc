@@ -166,6 +166,8 @@ class Planner {
       if (piece.num_elements() == 0) continue;
       for (CopyOp& op : plan_piece(model_, key, piece, planned.multiply)) ops.push_back(op);
       filled += piece.num_elements();
+      planned.pieces.push_back(piece);
+      planned.pieces.back().tensor = key;
     }
     planned.has_padding = filled != checked_num_elements(bound.shape).value();
     return ops;

@@ -30,6 +30,8 @@ struct PlannedTensor {
   bool has_padding = false;           ///< some elements are written by no op: they are zeros
   double multiply = 1, divide = 1;    ///< applied to each term in the target's dtype
   std::optional<RowProduct> product;  ///< instead of ops: the tensor is that product
+  /// Where the model's tensors lie in it, for digests of what is written; Piece::tensor is the key.
+  std::vector<Piece> pieces;
 
   uint64_t num_bytes() const;
 };

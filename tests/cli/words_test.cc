@@ -55,6 +55,15 @@ TEST_CASE("suggest: finds the nearest name and stays silent when none is near") 
   CHECK_FALSE(closest_name("", names).has_value());
 }
 
+TEST_CASE("progress: a JSON line has rate and rest and no rest before the first byte") {
+  CHECK(
+      progress_json("x", 500, 2000, 2.0) ==
+      R"({"progress":"x","bytes_done":500,"bytes_total":2000,"bytes_per_second":250,"eta_seconds":6.0})");
+  CHECK(
+      progress_json("x", 0, 2000, 2.0) ==
+      R"({"progress":"x","bytes_done":0,"bytes_total":2000,"bytes_per_second":0,"eta_seconds":null})");
+}
+
 TEST_CASE("progress: says share and sizes and after half a second speed and rest") {
   CHECK(progress_line("converting", 0, 2'000'000'000, 0.1) == "converting   0%  0 B of 2.00 GB");
   CHECK(progress_line("converting", 500'000'000, 2'000'000'000, 1.0) ==
