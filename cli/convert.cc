@@ -17,9 +17,11 @@ namespace llmctl::cli {
 namespace {
 
 struct ConvertFlags {
-  std::string source, destination, format, dtype, on_overflow = "inf", model_name, family_file;
+  std::string source, destination, format, dtype, on_overflow = "inf", model_name, family_file,
+                                                  progress;
   int64_t tp = 1, jobs = 1;
   uint64_t max_shard_bytes = 0, max_memory = 0;
+  VerifyFlags verify;
   bool dry_run = false, overwrite = false, ft_exact = false;
 };
 
@@ -46,6 +48,11 @@ reshard::OnOverflow overflow_policy(const std::string& name) {
   return name == "clamp" ? reshard::OnOverflow::kClamp : reshard::OnOverflow::kInf;
 }
 
+reshard::Verify verify_mode(const VerifyFlags& flags) {
+  if (flags.none || flags.mode == "none") return reshard::Verify::kNone;
+  return flags.mode == "readback" ? reshard::Verify::kReadback : reshard::Verify::kPass;
+}
+
 reshard::ConvertOptions resolve(const ConvertFlags& flags) {
   if (flags.ft_exact && flags.format != "ft") {
     throw_usage("--ft-exact", "is about FasterTransformer output only",
@@ -65,6 +72,7 @@ reshard::ConvertOptions resolve(const ConvertFlags& flags) {
   options.jobs = static_cast<int>(flags.jobs);
   options.family_file = flags.family_file;
   options.overwrite = flags.overwrite;
+  options.verify = verify_mode(flags.verify);
   return options;
 }
 
@@ -92,12 +100,13 @@ ExitCode run_convert(const ConvertFlags& flags) {
   const auto start = std::chrono::steady_clock::now();
   reshard::ConvertSummary summary;
   {
-    Progress progress("converting");
+    Progress progress("converting", progress_style(flags.progress));
     const uint64_t total = conversion.bytes_to_write();
     std::atomic<uint64_t> done{0};
     summary = conversion.run([&](uint64_t bytes) {
       progress.update(done.fetch_add(bytes, std::memory_order_relaxed) + bytes, total);
     });
+    progress.update(total, total);  // headers are not counted one by one
   }
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -131,12 +140,14 @@ Run add_convert(CLI::App& verb) {
   verb.add_flag("--ft-exact", flags->ft_exact,
                 "Write config.ini exactly as FasterTransformer's own converters do");
   add_jobs(verb, flags->jobs);
+  add_progress(verb, flags->progress);
   add_size(verb, "--max-memory", flags->max_memory,
            "Most memory for buffers, all threads together (default 384MiB)");
   verb.add_option("--model-name", flags->model_name,
                   "Name to write into config.ini (default: the source's)")
       ->type_name("NAME");
   add_family_file(verb, flags->family_file);
+  add_verify(verb, flags->verify);
   verb.add_flag("--overwrite", flags->overwrite, "Replace DST when it exists, once all is written");
   verb.add_flag("--dry-run", flags->dry_run, "Print the plan and write nothing");
   static constexpr std::array<std::string_view, 5> kExamples = {

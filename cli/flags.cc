@@ -1,5 +1,6 @@
 #include "cli/flags.h"
 
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -74,6 +75,27 @@ CLI::Option* add_jobs(CLI::App& verb, int64_t& target) {
   target = available_cores();
   return add_integer(verb, "--jobs,-j", target, 1, 1024, "N",
                      "Threads (default: one per core); the result does not depend on it");
+}
+
+void add_verify(CLI::App& verb, VerifyFlags& target) {
+  static constexpr std::array<std::string_view, 3> kModes = {"pass", "readback", "none"};
+  CLI::Option* mode = add_choice(verb, "--verify", target.mode, kModes,
+                                 "Compare digests of source and target in passing (default), read "
+                                 "the output back too, or neither");
+  verb.add_flag("--no-verify", target.none, "The same as --verify none")->excludes(mode);
+}
+
+CLI::Option* add_progress(CLI::App& verb, std::string& target) {
+  static constexpr std::array<std::string_view, 3> kStyles = {"auto", "json", "none"};
+  target = "auto";
+  return add_choice(verb, "--progress", target, kStyles,
+                    "How to tell progress on stderr: on a terminal only (default), one JSON "
+                    "object a line, or not at all");
+}
+
+ProgressStyle progress_style(const std::string& name) {
+  if (name == "json") return ProgressStyle::kJson;
+  return name == "none" ? ProgressStyle::kNone : ProgressStyle::kTerminal;
 }
 
 CLI::Option* add_family_file(CLI::App& verb, std::string& target) {

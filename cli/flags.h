@@ -11,6 +11,8 @@
 #include <string_view>
 #include <vector>
 
+#include "cli/progress.h"
+
 namespace llmctl::cli {
 
 /// A path, as a required positional ("SRC") or a flag ("--out"). An empty one throws kUsage.
@@ -23,6 +25,17 @@ CLI::Option* add_paths(CLI::App& verb, const std::string& name, std::vector<std:
 
 /// `--jobs N`, by default one per core this process may use.
 CLI::Option* add_jobs(CLI::App& verb, int64_t& target);
+
+/// `--verify pass|readback|none` and `--no-verify`.
+struct VerifyFlags {
+  std::string mode = "pass";
+  bool none = false;
+};
+void add_verify(CLI::App& verb, VerifyFlags& target);
+
+/// `--progress auto|json|none`; `progress_style` says what it means.
+CLI::Option* add_progress(CLI::App& verb, std::string& target);
+ProgressStyle progress_style(const std::string& name);
 
 /// `--family-file FILE`.
 CLI::Option* add_family_file(CLI::App& verb, std::string& target);

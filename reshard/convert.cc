@@ -1,19 +1,15 @@
 #include "reshard/convert.h"
 
-#include <sys/statvfs.h>
-
 #include <algorithm>
 #include <map>
 #include <set>
 #include <sstream>
 
 #include "formats/core/error.h"
-#include "formats/core/file.h"
 #include "formats/faster_transformer.h"
 #include "formats/json.h"
 #include "formats/registry.h"
 #include "reshard/faster_transformer.h"
-#include "reshard/file_sink.h"
 
 namespace llmctl::reshard {
 
@@ -111,7 +107,7 @@ struct Conversion::State {
     } else {
       prepare_hf();
     }
-    check_disk();
+    check_resources(job());
   }
 
   /// The source's matrices are read once, so replicas of tensors on several ranks are checked
@@ -234,25 +230,23 @@ struct Conversion::State {
     return bytes;
   }
 
-  void check_disk() const {
-    fs::path parent = target;
-    std::error_code ec;
-    while (!fs::is_directory(parent, ec)) {
-      if (!parent.has_parent_path() || parent.parent_path() == parent) {
-        parent = ".";
-        break;
-      }
-      parent = parent.parent_path();
-    }
-    struct statvfs disk {};
-    if (::statvfs(parent.c_str(), &disk) != 0) return;
-    const uint64_t free_bytes = static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize;
-    if (free_bytes < bytes_to_write()) {
-      throw Error(ErrorCode::kEnvironment,
-                  std::to_string(bytes_to_write()) + " bytes are needed, " +
-                      std::to_string(free_bytes) + " are free",
-                  parent.string(), "free some disk space or choose another destination");
-    }
+  OutputJob job() const {
+    OutputJob job;
+    job.plan = &plan;
+    job.files = files;
+    job.side_files = side_files;
+    job.target = target;
+    job.overwrite = options.overwrite;
+    job.jobs = options.jobs;
+    job.max_memory = options.max_memory;
+    job.overflow = overflow();
+    job.overflow_is_error = options.on_overflow == OnOverflow::kError;
+    job.verify = options.verify;
+    job.family_file = options.family_file;
+    job.with_manifest = !options.ft_exact;
+    job.format = options.format;
+    job.geometry.tensor_parallel_size = options.tp;
+    return job;
   }
 
   kernels::Overflow overflow() const {
@@ -314,45 +308,8 @@ std::string Conversion::describe() const {
 }
 
 ConvertSummary Conversion::run(const std::function<void(uint64_t)>& progress) {
-  State& s = *state_;
-  check_replicas(s.model);
-  const fs::path parent = s.target.has_parent_path() ? s.target.parent_path() : fs::path(".");
-  std::error_code ec;
-  const bool made_parent = !fs::exists(parent, ec) && fs::create_directories(parent, ec);
-  try {
-    AtomicDirectory directory(s.target, s.options.overwrite);
-    ConvertSummary summary;
-    summary.bytes_read = s.plan.bytes_in();
-    summary.bytes_written = bytes_to_write();
-    summary.num_tensors = s.plan.tensors.size();
-    summary.num_files = s.files.size() + s.side_files.size();
-    // Small results stay in the page cache for whoever uses them next.
-    constexpr uint64_t kLargeJob = uint64_t{2} << 30;
-    const bool large = summary.bytes_read + summary.bytes_written > kLargeJob;
-    FileSink sink(directory.working_path(), s.files, s.plan.tensors.size(), large);
-    ExecuteOptions execute_options;
-    execute_options.jobs = s.options.jobs;
-    execute_options.max_memory = s.options.max_memory;
-    execute_options.overflow = s.overflow();
-    execute_options.overflow_is_error = s.options.on_overflow == OnOverflow::kError;
-    execute_options.leave_page_cache = large;
-    execute_options.progress = progress;
-    for (const TensorOverflow& overflow : execute(s.plan, sink, execute_options)) {
-      summary.overflows.emplace_back(s.plan.tensors[overflow.tensor].target.name, overflow.count);
-    }
-    for (const fs::path& file : s.side_files) {
-      fs::copy_file(file, directory.working_path() / file.filename(), ec);
-      if (ec) {
-        throw Error(ErrorCode::kEnvironment, "cannot copy: " + ec.message(), file.string());
-      }
-    }
-    sink.finish();
-    directory.commit();
-    return summary;
-  } catch (...) {
-    if (made_parent) fs::remove(parent, ec);
-    throw;
-  }
+  check_replicas(state_->model);
+  return write_output(state_->job(), progress);
 }
 
 }  // namespace llmctl::reshard

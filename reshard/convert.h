@@ -13,6 +13,7 @@
 #include "formats/core/dtype.h"
 #include "reshard/executor.h"
 #include "reshard/model.h"
+#include "reshard/output.h"
 
 namespace llmctl::reshard {
 
@@ -33,20 +34,17 @@ struct ConvertOptions {
   uint64_t max_memory = uint64_t{384} << 20;
   std::filesystem::path family_file;
   bool overwrite = false;
+  Verify verify = Verify::kPass;
 };
 
-struct ConvertSummary {
-  uint64_t bytes_read = 0, bytes_written = 0;
-  size_t num_tensors = 0, num_files = 0;
-  std::vector<std::pair<std::string, uint64_t>> overflows;  ///< tensor and count
-};
+using ConvertSummary = OutputSummary;
 
 /// A conversion ready to run. Nothing has been written. Not thread-safe.
 class Conversion {
  public:
   /// Reads and checks the source and plans everything. Throws what open_model throws; kUsage when
   /// the request is impossible (tp does not fit, format cannot be written, an existing destination
-  /// without overwrite), kEnvironment when the disk is too small.
+  /// without overwrite), kEnvironment when disk space, permission or memory is lacking.
   explicit Conversion(ConvertOptions options);
   ~Conversion();
   Conversion(const Conversion&) = delete;

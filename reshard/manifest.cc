@@ -1,0 +1,231 @@
+#include "reshard/manifest.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <set>
+
+#include "formats/core/block_digest.h"
+#include "formats/core/error.h"
+#include "formats/json.h"
+
+namespace llmctl::reshard {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+namespace {
+
+constexpr int kManifestVersion = 1;
+/// What stands around the document's own digest; it is the last value.
+constexpr std::string_view kDigestKey = "  \"manifest_digest\": \"";
+constexpr std::string_view kDocumentEnd = "\"\n}\n";
+constexpr size_t kDigestDigits = 32;
+
+std::string text_digest(std::string_view text) {
+  XXH128_canonical_t bytes;
+  XXH128_canonicalFromHash(&bytes, XXH3_128bits(text.data(), text.size()));
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::string digits;
+  for (const unsigned char byte : bytes.digest) {
+    digits += kDigits[byte >> 4];
+    digits += kDigits[byte & 15];
+  }
+  return digits;
+}
+
+bool is_hex(const std::string& text, size_t length) {
+  return text.size() == length && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
+/// Values of a parsed manifest, each checked for its kind.
+class Fields {
+ public:
+  Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
+    if (!object.is_object()) refuse("an object is expected");
+  }
+  const Json& get(const char* key) const {
+    const auto it = object_.find(key);
+    if (it == object_.end()) refuse("'" + std::string(key) + "' is missing");
+    return *it;
+  }
+  std::string text(const char* key) const {
+    const Json& value = get(key);
+    if (!value.is_string()) refuse("'" + std::string(key) + "' is no text");
+    return value.get<std::string>();
+  }
+  std::string digest(const char* key, size_t length) const {
+    std::string value = text(key);
+    if (!is_hex(value, length)) {
+      refuse("'" + std::string(key) + "' is not " + std::to_string(length) +
+             " hexadecimal digits: '" + printable(value) + "'");
+    }
+    return value;
+  }
+  int64_t size(const char* key) const { return formats::get_size(get(key), where_, key); }
+  const Json& list(const char* key) const {
+    const Json& value = get(key);
+    if (!value.is_array()) refuse("'" + std::string(key) + "' is no list");
+    return value;
+  }
+  [[noreturn]] void refuse(const std::string& what) const {
+    throw_invalid(where_, what, "the manifest is damaged or not llmctl's");
+  }
+
+ private:
+  const Json& object_;
+  std::string where_;
+};
+
+/// A name that leads to a file below the manifest's directory.
+bool is_inside_name(const std::string& name) {
+  if (name.empty() || name.front() == '/' || name.find('\0') != std::string::npos) return false;
+  for (const fs::path& part : fs::path(name)) {
+    if (part == ".." || part == "." || part.empty()) return false;
+  }
+  return true;
+}
+
+DType parse_dtype(const std::string& name, const Fields& fields) {
+  for (const DTypeInfo& info : dtype_table()) {
+    if (info.name == name) return info.dtype;
+  }
+  fields.refuse("unknown dtype '" + printable(name) + "'");
+}
+
+}  // namespace
+
+std::string_view llmctl_version() { return LLMCTL_VERSION; }
+
+std::string source_fingerprint(const formats::Checkpoint& checkpoint) {
+  std::string text = "format " + checkpoint.format + "\n";
+  for (const formats::CheckpointFile& file : checkpoint.files) {
+    // Below the path that the user gave, which itself may change.
+    fs::path name = file.path.lexically_relative(checkpoint.path);
+    if (name.empty() || *name.begin() == ".." || name == ".") name = file.path.filename();
+    text += "file " + std::to_string(file.size_bytes) + " " + name.generic_string() + "\n";
+  }
+  for (const formats::StoredTensor& tensor : checkpoint.tensors) {
+    text += "tensor " + std::to_string(tensor.file) + " " + std::to_string(tensor.offset_bytes) +
+            " " + std::string(dtype_name(tensor.dtype)) + " " + std::to_string(tensor.tp_rank) +
+            " " + std::to_string(tensor.pp_rank);
+    for (const int64_t extent : tensor.shape) text += " " + std::to_string(extent);
+    text += " strides";
+    for (const int64_t stride : tensor.strides) text += " " + std::to_string(stride);
+    text += " " + tensor.name + "\n";
+  }
+  for (const auto& [name, content] : checkpoint.texts) {
+    text += "text " + text_digest(content) + " " + name + "\n";
+  }
+  return text_digest(text);
+}
+
+std::string write_manifest(const Manifest& manifest) {
+  Json json;
+  json["llmctl_manifest"] = kManifestVersion;
+  json["llmctl_version"] = manifest.llmctl_version;
+  json["format"] = manifest.format;
+  json["family"] = manifest.family;
+  Json& geometry = json["geometry"];
+  geometry["tensor_parallel_size"] = manifest.geometry.tensor_parallel_size;
+  geometry["pipeline_parallel_size"] = manifest.geometry.pipeline_parallel_size;
+  if (!manifest.geometry.pipeline_blocks.empty()) {
+    geometry["pipeline_blocks"] = manifest.geometry.pipeline_blocks;
+  }
+  json["source"] = {{"format", manifest.source_format},
+                    {"fingerprint", manifest.source_fingerprint}};
+  // One line for each file and tensor: there may be thousands of them.
+  const auto lines = [](const std::vector<Json>& values) {
+    std::string text = "[";
+    for (size_t i = 0; i < values.size(); ++i) {
+      text += std::string(i == 0 ? "\n    " : ",\n    ") + values[i].dump();
+    }
+    return text + (values.empty() ? "]" : "\n  ]");
+  };
+  std::vector<Json> files, tensors;
+  for (const ManifestFile& file : manifest.files) {
+    files.push_back({{"name", file.name}, {"size", file.size_bytes}, {"digest", file.digest}});
+  }
+  for (const CanonicalDigest& tensor : manifest.tensors) {
+    tensors.push_back({{"name", tensor.key},
+                       {"dtype", dtype_name(tensor.dtype)},
+                       {"digest", digest_hex(tensor.digest)}});
+  }
+  std::string text;
+  try {
+    text = json.dump(2);
+    text.resize(text.size() - 2);  // the newline and brace at the end
+    text += ",\n  \"files\": " + lines(files) + ",\n  \"tensors\": " + lines(tensors) + ",\n";
+  } catch (const Json::exception&) {
+    std::string name = "a name";
+    for (const ManifestFile& file : manifest.files) {
+      const std::string safe = printable(file.name);
+      if (safe != file.name) name = safe;
+    }
+    throw_invalid(name, "is not UTF-8, so that the manifest cannot name it", "rename the file");
+  }
+  return text + std::string(kDigestKey) + text_digest(text) + std::string(kDocumentEnd);
+}
+
+bool is_intact_manifest(std::string_view text) {
+  const size_t tail = kDigestKey.size() + kDigestDigits + kDocumentEnd.size();
+  if (text.size() < tail || !text.ends_with(kDocumentEnd)) return false;
+  const std::string_view body = text.substr(0, text.size() - tail);
+  const std::string_view end = text.substr(body.size());
+  return end.starts_with(kDigestKey) &&
+         end.substr(kDigestKey.size(), kDigestDigits) == text_digest(body);
+}
+
+Manifest parse_manifest(std::string_view text, const std::string& where) {
+  const Json json = formats::parse_json(text, where);
+  const Fields root(json, where);
+  if (root.size("llmctl_manifest") != kManifestVersion) {
+    throw_invalid(where,
+                  "manifest version " + root.get("llmctl_manifest").dump() + ", " +
+                      std::to_string(kManifestVersion) + " expected",
+                  "use the llmctl that wrote it");
+  }
+  Manifest manifest;
+  manifest.llmctl_version = root.text("llmctl_version");
+  manifest.format = root.text("format");
+  manifest.family = root.text("family");
+  const Fields geometry(root.get("geometry"), where);
+  manifest.geometry.tensor_parallel_size = geometry.size("tensor_parallel_size");
+  manifest.geometry.pipeline_parallel_size = geometry.size("pipeline_parallel_size");
+  if (root.get("geometry").contains("pipeline_blocks")) {
+    for (const Json& block : geometry.list("pipeline_blocks")) {
+      manifest.geometry.pipeline_blocks.push_back(
+          formats::get_size(block, where, "pipeline_blocks"));
+    }
+  }
+  const Fields source(root.get("source"), where);
+  manifest.source_format = source.text("format");
+  manifest.source_fingerprint = source.digest("fingerprint", kDigestDigits);
+  std::set<std::string> names;
+  for (const Json& entry : root.list("files")) {
+    const Fields fields(entry, where);
+    ManifestFile file{fields.text("name"), static_cast<uint64_t>(fields.size("size")),
+                      fields.digest("digest", kDigestDigits)};
+    if (!is_inside_name(file.name)) {
+      root.refuse("'" + printable(file.name) + "' is not the name of a file inside");
+    }
+    if (!names.insert(file.name).second) {
+      root.refuse("'" + printable(file.name) + "' is named twice");
+    }
+    manifest.files.push_back(std::move(file));
+  }
+  for (const Json& entry : root.list("tensors")) {
+    const Fields fields(entry, where);
+    CanonicalDigest tensor;
+    tensor.key = fields.text("name");
+    tensor.dtype = parse_dtype(fields.text("dtype"), fields);
+    for (const char digit : fields.digest("digest", 16)) {
+      tensor.digest =
+          tensor.digest << 4 | static_cast<uint64_t>(digit <= '9' ? digit - '0' : digit - 'a' + 10);
+    }
+    manifest.tensors.push_back(std::move(tensor));
+  }
+  return manifest;
+}
+
+}  // namespace llmctl::reshard

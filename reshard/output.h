@@ -1,0 +1,60 @@
+// From a plan to a directory on disk that stands complete, verified and with its manifest, or not
+// at all.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "formats/checkpoint.h"
+#include "kernels/convert.h"
+#include "reshard/manifest.h"
+#include "reshard/plan.h"
+
+namespace llmctl::reshard {
+
+enum class Verify {
+  kNone,
+  kPass,      ///< source and target digested in passing, and compared
+  kReadback,  ///< and the finished output read again from the disk, before it is published
+};
+
+struct OutputJob {
+  const Plan* plan = nullptr;  ///< outlives the job
+  std::vector<formats::FilePlan> files;
+  std::vector<std::filesystem::path> side_files;  ///< copied beside the files
+  std::filesystem::path target;                   ///< the directory to appear
+  bool overwrite = false;
+  int jobs = 1;
+  uint64_t max_memory = uint64_t{384} << 20;
+  kernels::Overflow overflow = kernels::Overflow::kInf;
+  bool overflow_is_error = false;
+  Verify verify = Verify::kPass;
+  /// How to read the output back.
+  std::filesystem::path family_file;
+  bool with_manifest = true;
+  std::string format;  ///< of the output; for the manifest, with `geometry`
+  Geometry geometry;
+
+  uint64_t bytes_to_write() const;
+};
+
+struct OutputSummary {
+  uint64_t bytes_read = 0, bytes_written = 0;
+  size_t num_tensors = 0, num_files = 0;
+  std::vector<std::pair<std::string, uint64_t>> overflows;  ///< tensor and count
+};
+
+/// Throws kEnvironment for what would fail for certain: disk space, permission, memory.
+void check_resources(const OutputJob& job);
+
+/// Writes. On any error nothing stands at the target that did not stand there before. Throws what
+/// execute and AtomicDirectory throw; kInternal when source and target differ, kEnvironment when
+/// what is read back is not what was written.
+OutputSummary write_output(const OutputJob& job,
+                           const std::function<void(uint64_t bytes)>& progress = {});
+
+}  // namespace llmctl::reshard
