@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -22,6 +23,13 @@ class TensorSink {
     (void)tensor;
     return nullptr;
   }
+  /// The address modulo 4096 that the memory holding this byte should have when it is written, so
+  /// that it can go to the disk from there. Nothing: any will do.
+  virtual std::optional<size_t> phase(size_t tensor, uint64_t offset_bytes) {
+    (void)tensor;
+    (void)offset_bytes;
+    return std::nullopt;
+  }
   virtual void write(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) = 0;
 };
 
@@ -37,15 +45,20 @@ class TransferObserver {
 
 struct ExecuteOptions {
   int jobs = 1;
-  /// Most bytes of buffers at a time, all workers together; at least 64 MiB is used.
-  uint64_t max_memory = uint64_t{384} << 20;
+  /// Most resident bytes of the process. An upper bound: buffers take what the plan needs. Where
+  /// that is less than the process has already plus some 8 MiB, as little as possible is taken.
+  uint64_t max_memory = uint64_t{512} << 20;
   kernels::Overflow overflow = kernels::Overflow::kInf;
   bool overflow_is_error = false;
-  /// Gives the page cache of what was read back at once. A large job then runs in memory that it
-  /// has already touched, instead of taking ever more of it, and does not evict what others use.
+  /// Reads past the page cache where the file system allows that. A large job then runs in memory
+  /// that it has already touched, instead of taking ever more of it, and does not evict what others
+  /// use.
   bool leave_page_cache = false;
   /// Called with the bytes written since the last call, from any worker. May be empty.
   std::function<void(uint64_t bytes)> progress;
+  /// Reads every whole replica (reshard/whole_replicas.h) of a stored tensor beside it and refuses
+  /// (kInvalidInput, naming both) what differs. Other overlaps are for check_replicas.
+  bool compare_replicas = false;
   TransferObserver* observer = nullptr;  ///< may be null; outlives the call
 };
 

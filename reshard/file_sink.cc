@@ -3,106 +3,376 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <string>
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <set>
+#include <unordered_map>
 
+#include "formats/core/aligned_buffer.h"
 #include "formats/core/error.h"
+#include "formats/crc32.h"
 
 namespace llmctl::reshard {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr uint64_t kPage = BlockDigest::kBlockBytes;
+/// Files open at a time, each with up to two descriptors.
+constexpr size_t kMostOpen = 96;
+/// Incomplete pages in memory, 8 MiB of them; what is beyond goes to the file in fragments.
+constexpr size_t kMostHeldPages = 2048;
+/// With more files than this one sync of the file system is cheaper than one for each.
+constexpr size_t kManyFiles = 256;
+
+bool takes_direct_writes(const fs::path& directory) {
+  const fs::path path = directory / (".llmctl-probe-" + std::to_string(::getpid()));
+  const int descriptor =
+      ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_DIRECT | O_CLOEXEC, 0600);
+  if (descriptor < 0) {
+    // Some file systems create the file and then refuse the flag.
+    ::unlink(path.c_str());
+    return false;
+  }
+  AlignedBuffer block(kDirectAlignment);
+  const bool taken =
+      ::pwrite(descriptor, block.data(), block.size(), 0) == static_cast<ssize_t>(block.size());
+  ::close(descriptor);
+  ::unlink(path.c_str());
+  return taken;
+}
+
+void sync_path(const fs::path& path, int (*sync)(int)) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) throw_errno(path.string(), "cannot open directory");
+  const int result = sync(descriptor);
+  const int saved = errno;
+  ::close(descriptor);
+  errno = saved;
+  if (result != 0 && saved != EINVAL) throw_errno(path.string(), "cannot write to the disk");
+}
+
+}  // namespace
+
+std::string_view write_mode_name(WriteMode mode) {
+  switch (mode) {
+    case WriteMode::kDirect:
+      return "O_DIRECT";
+    case WriteMode::kWindowed:
+      return "buffered in windows";
+    case WriteMode::kCached:
+      break;
+  }
+  return "buffered";
+}
+
+WriteMode choose_write_mode(const fs::path& directory, bool large) {
+  if (!large) return WriteMode::kCached;
+  return takes_direct_writes(directory) ? WriteMode::kDirect : WriteMode::kWindowed;
+}
+
+struct FileSink::Opened {
+  File file;
+  std::optional<File> direct;
+};
 
 struct FileSink::Target {
   formats::FilePlan plan;
-  std::mutex mutex;  // guards `file`
-  std::shared_ptr<File> file;
-  std::atomic<uint64_t> missing_bytes{0};
+  std::atomic<uint64_t> missing_tensor_bytes{0};
+  std::mutex mutex;  // guards what follows
+  uint64_t missing_bytes = 0;
+  bool complete = false;
+  BlockDigest digest;
+  struct Page {
+    uint32_t filled = 0;                ///< bytes that are there
+    std::unique_ptr<std::byte[]> data;  ///< null: they are in the file
+  };
+  std::unordered_map<uint64_t, Page> pages;
+  /// CRC-32s of stretches of tensors that a patch wants: by tensor, then offset.
+  struct Stretch {
+    uint64_t size_bytes;
+    uint32_t crc;
+  };
+  std::map<size_t, std::map<uint64_t, Stretch>> crcs;
+
+  uint64_t page_size(uint64_t page) const {
+    return std::min<uint64_t>(kPage, plan.size_bytes - page * kPage);
+  }
 };
 
-FileSink::FileSink(std::filesystem::path directory, std::vector<formats::FilePlan> files,
-                   size_t num_tensors, bool leave_page_cache)
-    : directory_(std::move(directory)), places_(num_tensors), leave_page_cache_(leave_page_cache) {
+FileSink::FileSink(fs::path directory, std::vector<formats::FilePlan> files, size_t num_tensors,
+                   bool leave_page_cache)
+    : FileSink(directory, std::move(files), num_tensors,
+               choose_write_mode(directory, leave_page_cache)) {}
+
+FileSink::FileSink(fs::path directory, std::vector<formats::FilePlan> files, size_t num_tensors,
+                   WriteMode mode)
+    : directory_(std::move(directory)), mode_(mode), places_(num_tensors) {
+  std::set<fs::path> folders;
   for (formats::FilePlan& plan : files) {
     auto target = std::make_unique<Target>();
+    uint64_t literal_bytes = 0;
+    for (const auto& literal : plan.literals) literal_bytes += literal.bytes.size();
     target->missing_bytes = plan.size_bytes;
+    target->missing_tensor_bytes = plan.size_bytes - std::min(plan.size_bytes, literal_bytes);
     for (const formats::Placement& placement : plan.placements) {
       places_[static_cast<size_t>(placement.tensor)] = {targets_.size(), placement.offset_bytes};
+    }
+    for (const auto& patch : plan.crc_patches) {
+      target->crcs[static_cast<size_t>(patch.tensor)];
+    }
+    const fs::path folder = fs::path(plan.name).parent_path();
+    if (!folder.empty() && folders.insert(folder).second) {
+      std::error_code ec;
+      fs::create_directories(directory_ / folder, ec);
+      if (ec) {
+        throw Error(ErrorCode::kEnvironment, "cannot make directory: " + ec.message(),
+                    (directory_ / folder).string());
+      }
     }
     target->plan = std::move(plan);
     targets_.push_back(std::move(target));
   }
+  for (const auto& target : targets_) create(*target);
 }
 
 FileSink::~FileSink() = default;
 
-std::shared_ptr<File> FileSink::opened(Target& target) {
-  const std::lock_guard lock(target.mutex);
-  if (!target.file) {
-    target.file = std::make_shared<File>(File::create(directory_ / target.plan.name));
-    target.file->allocate(target.plan.size_bytes);
-    for (const auto& literal : target.plan.literals) {
-      target.file->write_at(std::as_bytes(std::span(literal.bytes)), literal.offset_bytes);
-      target.missing_bytes -= literal.bytes.size();
-    }
+void FileSink::create(Target& target) {
+  File file = File::create(directory_ / target.plan.name);
+  file.allocate(target.plan.size_bytes);
+}
+
+std::shared_ptr<FileSink::Opened> FileSink::opened(Target& target) {
+  const std::lock_guard lock(open_mutex_);
+  for (auto it = open_.begin(); it != open_.end(); ++it) {
+    if (it->first != &target) continue;
+    open_.splice(open_.begin(), open_, it);
+    return it->second;
   }
-  return target.file;
+  const fs::path path = directory_ / target.plan.name;
+  auto file = std::make_shared<Opened>(Opened{File::open_write(path), std::nullopt});
+  if (mode_ == WriteMode::kDirect && target.plan.size_bytes >= kPage) {
+    file->direct = File::open_direct(path, Access::kReadWrite);
+  }
+  open_.emplace_front(&target, file);
+  if (open_.size() > kMostOpen) open_.pop_back();
+  return file;
+}
+
+std::optional<size_t> FileSink::phase(size_t tensor, uint64_t offset_bytes) {
+  if (mode_ != WriteMode::kDirect) return std::nullopt;
+  return static_cast<size_t>((places_[tensor].offset_bytes + offset_bytes) % kPage);
 }
 
 /// Starts the write-back of a range at once, which spreads it over the run, and waits for the
 /// oldest one when much is on the way.
-void FileSink::pass_on(std::shared_ptr<File> file, uint64_t offset_bytes, uint64_t size_bytes) {
+void FileSink::pass_on(std::shared_ptr<Opened> file, uint64_t offset_bytes, uint64_t size_bytes) {
   constexpr uint64_t kMostOnTheWay = uint64_t{64} << 20;
-  file->start_writing(offset_bytes, size_bytes, false);
-  if (!leave_page_cache_) return;
+  file->file.start_writing(offset_bytes, size_bytes, false);
+  if (mode_ == WriteMode::kCached) return;
   std::vector<Written> oldest;
   {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(way_mutex_);
     on_the_way_.push_back({std::move(file), offset_bytes, size_bytes});
     bytes_on_the_way_ += size_bytes;
-    while (bytes_on_the_way_ > kMostOnTheWay) {
+    // Each range holds its file open.
+    while (bytes_on_the_way_ > kMostOnTheWay || on_the_way_.size() > kMostOpen) {
       bytes_on_the_way_ -= on_the_way_.front().size_bytes;
       oldest.push_back(std::move(on_the_way_.front()));
       on_the_way_.pop_front();
     }
   }
   for (const Written& written : oldest) {
-    written.file->start_writing(written.offset_bytes, written.size_bytes, true);
-    written.file->drop_cache(written.offset_bytes, written.size_bytes);
+    written.file->file.start_writing(written.offset_bytes, written.size_bytes, true);
+    written.file->file.drop_cache(written.offset_bytes, written.size_bytes);
+  }
+}
+
+void FileSink::add_crc(Target& target, size_t tensor, uint64_t offset,
+                       std::span<const std::byte> bytes) {
+  if (target.crcs.find(tensor) == target.crcs.end()) return;
+  Target::Stretch stretch{bytes.size(), formats::crc32(bytes)};
+  const std::lock_guard lock(target.mutex);
+  std::map<uint64_t, Target::Stretch>& known = target.crcs[tensor];
+  auto it = known.emplace(offset, stretch).first;
+  // Neighbours become one, so that the list stays short.
+  const auto next = std::next(it);
+  if (next != known.end() && offset + stretch.size_bytes == next->first) {
+    it->second.crc =
+        formats::combine_crc32(it->second.crc, next->second.crc, next->second.size_bytes);
+    it->second.size_bytes += next->second.size_bytes;
+    known.erase(next);
+  }
+  if (it == known.begin()) return;
+  const auto before = std::prev(it);
+  if (before->first + before->second.size_bytes == offset) {
+    before->second.crc =
+        formats::combine_crc32(before->second.crc, it->second.crc, it->second.size_bytes);
+    before->second.size_bytes += it->second.size_bytes;
+    known.erase(it);
   }
 }
 
 void FileSink::write(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) {
   if (bytes.empty()) return;
   Target& target = *targets_[places_[tensor].file];
-  std::shared_ptr<File> file = opened(target);
+  add_crc(target, tensor, offset_bytes, bytes);
+  const std::shared_ptr<Opened> file = opened(target);
   const uint64_t at = places_[tensor].offset_bytes + offset_bytes;
-  file->write_at(bytes, at);
-  if (target.missing_bytes.fetch_sub(bytes.size()) == bytes.size()) {
-    const std::lock_guard lock(target.mutex);
-    target.file.reset();
+  put(target, *file, at, bytes);
+  if (!file->direct) pass_on(file, at, bytes.size());
+  count_written(target, *file, bytes.size());
+}
+
+/// Whole pages go to the file at once; the fragments at both ends meet their neighbours in memory.
+void FileSink::put(Target& target, Opened& file, uint64_t offset,
+                   std::span<const std::byte> bytes) {
+  const uint64_t end = offset + bytes.size();
+  const uint64_t first = (offset + kPage - 1) / kPage * kPage;
+  // A short last page of the file is whole too, though not for O_DIRECT.
+  const uint64_t last = end == target.plan.size_bytes && !file.direct ? end : end / kPage * kPage;
+  if (first >= last) {
+    const uint64_t cut = std::clamp(first, offset, end);
+    if (cut > offset) put_fragment(target, file, offset, bytes.first(cut - offset));
+    if (end > cut) put_fragment(target, file, cut, bytes.subspan(cut - offset));
+    return;
   }
-  pass_on(std::move(file), at, bytes.size());
+  const auto middle = bytes.subspan(first - offset, last - first);
+  BlockDigest digest;
+  digest.add(first / kPage, middle);
+  const bool fits = reinterpret_cast<uintptr_t>(middle.data()) % kDirectAlignment == 0;
+  (file.direct && fits ? *file.direct : file.file).write_at(middle, first);
+  {
+    const std::lock_guard lock(target.mutex);
+    target.digest.merge(digest);
+    target.missing_bytes -= middle.size();
+  }
+  if (first > offset) put_fragment(target, file, offset, bytes.first(first - offset));
+  if (end > last) put_fragment(target, file, last, bytes.subspan(last - offset));
+}
+
+/// Part of one page. The page is written and digested when its last byte has come.
+void FileSink::put_fragment(Target& target, Opened& file, uint64_t offset,
+                            std::span<const std::byte> bytes) {
+  const uint64_t page = offset / kPage;
+  std::unique_ptr<std::byte[]> whole;
+  const uint64_t size = target.page_size(page);
+  {
+    const std::lock_guard lock(target.mutex);
+    Target::Page& held = target.pages[page];
+    if (held.filled == 0 && held_pages_.load() < kMostHeldPages) {
+      held.data = std::make_unique_for_overwrite<std::byte[]>(kPage);
+      ++held_pages_;
+    }
+    if (held.data) {
+      std::memcpy(held.data.get() + offset % kPage, bytes.data(), bytes.size());
+    } else {
+      file.file.write_at(bytes, offset);
+    }
+    held.filled += static_cast<uint32_t>(bytes.size());
+    target.missing_bytes -= bytes.size();
+    if (!held.data || held.filled < size) return;
+    whole = std::move(held.data);
+    target.pages.erase(page);
+    --held_pages_;
+  }
+  const std::span<const std::byte> data(whole.get(), static_cast<size_t>(size));
+  file.file.write_at(data, page * kPage);
+  BlockDigest digest;
+  digest.add(page, data);
+  const std::lock_guard lock(target.mutex);
+  target.digest.merge(digest);
+}
+
+void FileSink::count_written(Target& target, Opened& file, uint64_t bytes) {
+  if (target.missing_tensor_bytes.fetch_sub(bytes) == bytes) complete(target, file);
+}
+
+/// Writes the literals, whose CRC-32s are known by now, and reads back the pages that were too many
+/// to be held.
+void FileSink::complete(Target& target, Opened& file) {
+  const auto patch = [&](uint64_t offset, uint32_t crc) {
+    for (auto& literal : target.plan.literals) {
+      if (offset < literal.offset_bytes || offset - literal.offset_bytes >= literal.bytes.size()) {
+        continue;
+      }
+      const uint64_t at = offset - literal.offset_bytes;
+      if (literal.bytes.size() - at < 4) break;
+      for (size_t i = 0; i < 4; ++i) literal.bytes[at + i] = static_cast<char>(crc >> 8 * i & 255);
+      return;
+    }
+    throw Error(ErrorCode::kInternal, "a checksum lies outside the literals", target.plan.name);
+  };
+  for (const auto& wanted : target.plan.crc_patches) {
+    const auto& stretches = target.crcs[static_cast<size_t>(wanted.tensor)];
+    const uint32_t crc = stretches.empty() ? 0 : stretches.begin()->second.crc;
+    patch(wanted.local_offset_bytes, crc);
+    patch(wanted.directory_offset_bytes, crc);
+  }
+  for (const auto& literal : target.plan.literals) {
+    if (literal.bytes.empty()) continue;
+    put(target, file, literal.offset_bytes, std::as_bytes(std::span(literal.bytes)));
+  }
+  const std::lock_guard lock(target.mutex);
+  if (target.missing_bytes != 0) {
+    throw Error(ErrorCode::kInternal,
+                std::to_string(target.missing_bytes) + " bytes were never written",
+                target.plan.name);
+  }
+  alignas(kDirectAlignment) std::byte block[kPage];
+  for (const auto& [page, held] : target.pages) {
+    const std::span<std::byte> data(block, static_cast<size_t>(target.page_size(page)));
+    file.file.read_at(data, page * kPage);
+    target.digest.add(page, data);
+  }
+  target.pages.clear();
+  target.complete = true;
+  if (targets_.size() <= kManyFiles) file.file.sync();
+  if (mode_ != WriteMode::kCached) file.file.drop_cache(0, target.plan.size_bytes);
+  {
+    const std::lock_guard open_lock(open_mutex_);
+    open_.remove_if([&](const auto& entry) { return entry.first == &target; });
+  }
+  if (on_complete) {
+    const auto it = std::find_if(targets_.begin(), targets_.end(),
+                                 [&](const auto& other) { return other.get() == &target; });
+    on_complete(static_cast<size_t>(it - targets_.begin()));
+  }
 }
 
 void FileSink::finish() {
+  std::set<fs::path> folders = {directory_};
   for (const std::unique_ptr<Target>& target : targets_) {
-    if (target->plan.placements.empty() || target->plan.size_bytes == 0 ||
-        target->missing_bytes.load() > 0) {
-      opened(*target);
+    if (!target->complete) {
+      if (target->missing_tensor_bytes.load() != 0) {
+        throw Error(
+            ErrorCode::kInternal,
+            std::to_string(target->missing_tensor_bytes.load()) + " bytes were never written",
+            target->plan.name);
+      }
+      complete(*target, *opened(*target));
     }
-    if (target->missing_bytes.load() != 0) {
-      throw Error(ErrorCode::kInternal,
-                  std::to_string(target->missing_bytes.load()) + " bytes were never written",
-                  target->plan.name);
+    for (fs::path folder = fs::path(target->plan.name).parent_path(); !folder.empty();
+         folder = folder.parent_path()) {
+      folders.insert(directory_ / folder);
     }
-    target->file.reset();
   }
   on_the_way_.clear();
-  const int descriptor = ::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) throw_errno(directory_.string(), "cannot open directory");
-  // One call for all files: an fsync for each would wait for the journal thousands of times.
-  const int result = ::syncfs(descriptor);
-  const int saved = errno;
-  ::close(descriptor);
-  errno = saved;
-  if (result != 0) throw_errno(directory_.string(), "cannot write to the disk");
+  if (targets_.size() > kManyFiles) {
+    sync_path(directory_, ::syncfs);
+  } else {
+    for (const fs::path& folder : folders) sync_path(folder, ::fsync);
+  }
+}
+
+std::vector<FileDigest> FileSink::digests() const {
+  std::vector<FileDigest> digests;
+  for (const auto& target : targets_) {
+    digests.push_back({target->plan.name, target->plan.size_bytes, target->digest.hex()});
+  }
+  return digests;
 }
 
 }  // namespace llmctl::reshard

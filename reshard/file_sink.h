@@ -4,38 +4,83 @@
 #include <atomic>
 #include <deque>
 #include <filesystem>
+#include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "formats/checkpoint.h"
+#include "formats/core/block_digest.h"
 #include "formats/core/file.h"
 #include "reshard/executor.h"
 
 namespace llmctl::reshard {
 
-/// Writes tensors into the files of a list of FilePlans. A file is created at its first byte, with
-/// its final size reserved, and closed after its last, so that thousands of files need few
-/// descriptors. Thread-safe.
+enum class WriteMode {
+  kDirect,    ///< past the page cache, in whole pages
+  kWindowed,  ///< through it; what was written some 64 MiB ago is waited for and leaves it
+  kCached,    ///< through it, and left there for whoever reads the result next
+};
+/// "O_DIRECT", "buffered in windows", "buffered".
+std::string_view write_mode_name(WriteMode mode);
+
+/// How a job writes best into an existing directory: small results stay in the page cache; for
+/// large ones a block is written past it, to see whether the file system can.
+WriteMode choose_write_mode(const std::filesystem::path& directory, bool large);
+
+struct FileDigest {
+  std::string name;  ///< FilePlan::name
+  uint64_t size_bytes = 0;
+  std::string digest;  ///< BlockDigest::hex of the whole file
+};
+
+/// Writes tensors into the files of a list of FilePlans. All files are created by the constructor,
+/// with their final sizes reserved, so that a full disk shows before the first byte; few of them
+/// are open at a time. A file is complete, digested and closed when its last tensor is. Digests and
+/// CRC-32s are taken of the bytes as they pass. Thread-safe.
 class FileSink : public TensorSink {
  public:
-  /// With `leave_page_cache`, what was written some 64 MiB ago is waited for and leaves the cache.
+  /// `directory` exists and is empty as far as the plans' names go; folders in names are made.
+  /// Throws kEnvironment when the disk is full or a file cannot be made.
+  FileSink(std::filesystem::path directory, std::vector<formats::FilePlan> files,
+           size_t num_tensors, WriteMode mode);
+  /// Chooses the mode: for a large job that is to leave the page cache alone, or a small one.
   FileSink(std::filesystem::path directory, std::vector<formats::FilePlan> files,
            size_t num_tensors, bool leave_page_cache);
   ~FileSink() override;
 
+  std::optional<size_t> phase(size_t tensor, uint64_t offset_bytes) override;
   void write(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) override;
 
   /// After the last tensor: writes files that hold no tensor, checks that every byte of every file
-  /// was written (kInternal otherwise) and flushes them all to the disk.
+  /// was written (kInternal otherwise) and flushes them all, and their directories, to the disk.
   void finish();
+  /// In the order of the plans. Requires: finish() has returned.
+  std::vector<FileDigest> digests() const;
+  WriteMode mode() const { return mode_; }
+
+  /// Called when a file is complete, from any worker: its place in the list of plans. On the disk
+  /// it is only after finish(). Set before the first write.
+  std::function<void(size_t file)> on_complete;
 
  private:
   struct Target;
-  std::shared_ptr<File> opened(Target& target);
-  void pass_on(std::shared_ptr<File> file, uint64_t offset_bytes, uint64_t size_bytes);
+  struct Opened;
+
+  void create(Target& target);
+  std::shared_ptr<Opened> opened(Target& target);
+  void put(Target& target, Opened& file, uint64_t offset, std::span<const std::byte> bytes);
+  void put_fragment(Target& target, Opened& file, uint64_t offset,
+                    std::span<const std::byte> bytes);
+  void count_written(Target& target, Opened& file, uint64_t bytes);
+  void complete(Target& target, Opened& file);
+  void add_crc(Target& target, size_t tensor, uint64_t offset, std::span<const std::byte> bytes);
+  void pass_on(std::shared_ptr<Opened> file, uint64_t offset_bytes, uint64_t size_bytes);
 
   std::filesystem::path directory_;
+  WriteMode mode_;
   std::vector<std::unique_ptr<Target>> targets_;
   struct Place {
     size_t file = 0;
@@ -43,13 +88,18 @@ class FileSink : public TensorSink {
   };
   std::vector<Place> places_;
 
+  std::mutex open_mutex_;  // guards open_; most recently used first
+  std::list<std::pair<Target*, std::shared_ptr<Opened>>> open_;
+
+  /// Incomplete pages held in memory, over all files.
+  std::atomic<size_t> held_pages_{0};
+
   /// A written range on its way to the disk.
   struct Written {
-    std::shared_ptr<File> file;
+    std::shared_ptr<Opened> file;
     uint64_t offset_bytes = 0, size_bytes = 0;
   };
-  bool leave_page_cache_;
-  std::mutex mutex_;  // guards the two below
+  std::mutex way_mutex_;  // guards the two below
   std::deque<Written> on_the_way_;
   uint64_t bytes_on_the_way_ = 0;
 };

@@ -64,7 +64,7 @@ class OutputWriter {
     sink.finish();
     std::vector<CanonicalDigest> tensors;
     if (check) tensors = check->finish();
-    const std::vector<ManifestFile> files = list_files();
+    const std::vector<ManifestFile> files = list_files(sink);
     if (job_.verify == Verify::kReadback) read_back(tensors, check->compared());
     if (job_.with_manifest) write_manifest_file(files, std::move(tensors));
     return summary;
@@ -82,21 +82,19 @@ class OutputWriter {
   }
 
   /// Names, sizes and digests of all that was written, by name.
-  std::vector<ManifestFile> list_files() {
+  std::vector<ManifestFile> list_files(const FileSink& sink) const {
     std::vector<ManifestFile> files;
     if (!job_.with_manifest) return files;
-    for (const formats::FilePlan& file : job_.files) files.push_back({file.name, 0, ""});
+    for (const FileDigest& file : sink.digests()) {
+      files.push_back({file.name, file.size_bytes, file.digest});
+    }
     for (const fs::path& file : job_.side_files) {
-      files.push_back({file.filename().string(), 0, ""});
+      const std::string name = file.filename().string();
+      files.push_back({name, File::open_read(folder_ / name).size_bytes(),
+                       digest_file(folder_ / name).hex()});
     }
     std::sort(files.begin(), files.end(),
               [](const ManifestFile& a, const ManifestFile& b) { return a.name < b.name; });
-    ThreadPool pool(job_.jobs);
-    pool.parallel_for(static_cast<int64_t>(files.size()), [&](int64_t i) {
-      ManifestFile& file = files[static_cast<size_t>(i)];
-      file.size_bytes = File::open_read(folder_ / file.name).size_bytes();
-      file.digest = digest_file(folder_ / file.name).hex();
-    });
     return files;
   }
 

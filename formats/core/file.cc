@@ -44,9 +44,9 @@ fs::path parent_of(const fs::path& path) {
 
 File::File(int descriptor, fs::path path) : descriptor_(descriptor), path_(std::move(path)) {}
 
-File File::open_read(const fs::path& path) {
+File File::open_existing(const fs::path& path, int flags) {
   // O_NONBLOCK: opening a pipe must fail below, not wait for a writer. Regular files ignore it.
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  const int descriptor = ::open(path.c_str(), flags | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) {
     if (errno == ENOENT || errno == ENOTDIR) throw_invalid(path.string(), "no such file");
     throw_errno(path.string(), "cannot open");
@@ -55,6 +55,10 @@ File File::open_read(const fs::path& path) {
   regular_file_size(descriptor, path);
   return file;
 }
+
+File File::open_read(const fs::path& path) { return open_existing(path, O_RDONLY); }
+
+File File::open_write(const fs::path& path) { return open_existing(path, O_RDWR); }
 
 File File::create(const fs::path& path) {
   const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);

@@ -21,6 +21,8 @@ class File {
   static File open_read(const std::filesystem::path& path);
   /// Creates (O_EXCL) a new file for writing; kEnvironment when it exists or cannot be made.
   static File create(const std::filesystem::path& path);
+  /// An existing regular file for reading and writing; throws as open_read does.
+  static File open_write(const std::filesystem::path& path);
   /// An existing file whose transfers bypass the page cache (O_DIRECT): memory, offset and length
   /// of each must be multiples of 4096. Nothing when the file system refuses that; otherwise throws
   /// as open_read does.
@@ -50,6 +52,7 @@ class File {
 
  private:
   File(int descriptor, std::filesystem::path path);
+  static File open_existing(const std::filesystem::path& path, int flags);
 
   int descriptor_ = -1;
   std::filesystem::path path_;
