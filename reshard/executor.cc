@@ -15,10 +15,10 @@
 #include "formats/core/cancel.h"
 #include "formats/core/error.h"
 #include "formats/core/thread_pool.h"
-#include "reshard/whole_replicas.h"
 #include "reshard/product.h"
 #include "reshard/source_files.h"
 #include "reshard/transfer_units.h"
+#include "reshard/whole_replicas.h"
 
 namespace llmctl::reshard {
 namespace {

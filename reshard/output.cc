@@ -90,8 +90,8 @@ class OutputWriter {
     }
     for (const fs::path& file : job_.side_files) {
       const std::string name = file.filename().string();
-      files.push_back({name, File::open_read(folder_ / name).size_bytes(),
-                       digest_file(folder_ / name).hex()});
+      files.push_back(
+          {name, File::open_read(folder_ / name).size_bytes(), digest_file(folder_ / name).hex()});
     }
     std::sort(files.begin(), files.end(),
               [](const ManifestFile& a, const ManifestFile& b) { return a.name < b.name; });
