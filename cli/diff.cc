@@ -16,7 +16,8 @@ namespace llmctl::cli {
 namespace {
 
 struct DiffFlags {
-  std::string first, second, family_file;
+  std::string first, second;
+  SourceFlags about_source;
   int64_t jobs = 1;
   double tolerance = 0;
   bool exact = false, json = false;
@@ -97,7 +98,8 @@ void print_as_json(const reshard::ModelDiff& result, const DiffFlags& flags) {
 }
 
 ExitCode run_diff(const DiffFlags& flags) {
-  const reshard::OpenOptions open{.family_file = flags.family_file};
+  const reshard::OpenOptions open{.family_file = flags.about_source.family_file,
+                                  .settings = flags.about_source.settings()};
   const reshard::Model first = reshard::open_model(flags.first, open);
   const reshard::Model second = reshard::open_model(flags.second, open);
   const reshard::ModelDiff result = reshard::diff(
@@ -119,7 +121,7 @@ Run add_diff(CLI::App& verb) {
                 "A value rounded to a narrower dtype is a difference; by default it is none");
   verb.add_flag("--json", flags->json, "Print one JSON document");
   add_jobs(verb, flags->jobs);
-  add_family_file(verb, flags->family_file);
+  flags->about_source.add(verb);
   static constexpr std::array<std::string_view, 3> kExamples = {
       "diff ./bloom-560m ./bloom-ft", "diff ./llama-fp32 ./llama-bf16 --exact --tolerance 0.01",
       "diff ./old ./new --json"};

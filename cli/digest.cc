@@ -13,7 +13,7 @@ namespace {
 
 struct DigestFlags {
   std::vector<std::string> paths;
-  std::string family_file;
+  SourceFlags about_source;
   int64_t jobs = 1;
   bool tensors = false, json = false;
 };
@@ -43,7 +43,9 @@ std::string digest_text(const std::string& path, const reshard::ModelDigest& dig
 ExitCode run_digest(const DigestFlags& flags) {
   Json all = Json::array();
   for (const std::string& path : flags.paths) {
-    const reshard::Model model = reshard::open_model(path, {.family_file = flags.family_file});
+    const reshard::Model model = reshard::open_model(
+        path,
+        {.family_file = flags.about_source.family_file, .settings = flags.about_source.settings()});
     const reshard::ModelDigest digest = reshard::digest(model, static_cast<int>(flags.jobs));
     if (flags.json) {
       all.push_back(digest_json(path, digest, flags.tensors));
@@ -63,7 +65,7 @@ Run add_digest(CLI::App& verb) {
   verb.add_flag("--tensors", flags->tensors, "Print every tensor's own digest too");
   verb.add_flag("--json", flags->json, "Print one JSON array with an object per checkpoint");
   add_jobs(verb, flags->jobs);
-  add_family_file(verb, flags->family_file);
+  flags->about_source.add(verb);
   static constexpr std::array<std::string_view, 2> kExamples = {"digest ./bloom-560m ./bloom-ft",
                                                                 "digest ./llama --tensors --json"};
   set_examples(verb, kExamples);

@@ -98,9 +98,30 @@ ProgressStyle progress_style(const std::string& name) {
   return name == "none" ? ProgressStyle::kNone : ProgressStyle::kTerminal;
 }
 
-CLI::Option* add_family_file(CLI::App& verb, std::string& target) {
-  return add_path(verb, "--family-file", target,
-                  "Describe the model family in this file (docs/adding-a-family.md)");
+void SourceFlags::add(CLI::App& verb) {
+  add_path(verb, "--family-file", family_file,
+           "Describe the model family in this file (docs/adding-a-family.md)");
+  verb.add_option("--set", set,
+                  "Say or correct what a Megatron checkpoint's args do not say, e.g. "
+                  "num_attention_heads=32 or checkpoint_version=3.0; may be repeated")
+      ->type_name("ARG=VALUE")
+      ->allow_extra_args(false);
+  add_integer(verb, "--vocab-size", vocab_size, 1, int64_t{1} << 31, "N",
+              "Rows of a Megatron checkpoint's vocabulary that are no padding");
+}
+
+std::map<std::string, std::string> SourceFlags::settings() const {
+  std::map<std::string, std::string> settings;
+  for (const std::string& text : set) {
+    const size_t equals = text.find('=');
+    if (equals == 0 || equals == std::string::npos || equals + 1 == text.size()) {
+      throw_usage("--set " + printable(text, 100), "must be ARG=VALUE",
+                  "for example num_attention_heads=32");
+    }
+    settings[text.substr(0, equals)] = text.substr(equals + 1);
+  }
+  if (vocab_size != 0) settings["vocab_size"] = std::to_string(vocab_size);
+  return settings;
 }
 
 CLI::Option* add_integer(CLI::App& verb, const std::string& names, int64_t& target, int64_t min,

@@ -6,6 +6,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -37,8 +38,17 @@ void add_verify(CLI::App& verb, VerifyFlags& target);
 CLI::Option* add_progress(CLI::App& verb, std::string& target);
 ProgressStyle progress_style(const std::string& name);
 
-/// `--family-file FILE`.
-CLI::Option* add_family_file(CLI::App& verb, std::string& target);
+/// What a user may say about a checkpoint that does not say it itself. Lives as long as the verb.
+struct SourceFlags {
+  std::string family_file;
+  std::vector<std::string> set;
+  int64_t vocab_size = 0;
+
+  /// `--family-file`, `--set` and `--vocab-size`.
+  void add(CLI::App& verb);
+  /// OpenOptions::settings. Throws kUsage on a setting that is no ARG=VALUE.
+  std::map<std::string, std::string> settings() const;
+};
 
 /// A whole number in [min, max]; `metavar` names it in help ("N", "T"). Anything else throws
 /// kUsage.

@@ -19,7 +19,8 @@ namespace llmctl::cli {
 namespace {
 
 struct InspectOptions {
-  std::string path, family_file;
+  std::string path;
+  SourceFlags about_source;
   bool json = false, tensors = false;
 };
 
@@ -252,9 +253,11 @@ ExitCode run_inspect(const InspectOptions& options) {
   std::optional<reshard::Model> model;
   std::exception_ptr refusal;
   try {
-    model = reshard::open_model(checkpoint, {.family_file = options.family_file});
+    model = reshard::open_model(checkpoint, {.family_file = options.about_source.family_file,
+                                             .settings = options.about_source.settings()});
   } catch (const Error& error) {
-    if (error.code() != ErrorCode::kInvalidInput || !options.family_file.empty()) throw;
+    if (error.code() != ErrorCode::kInvalidInput || !options.about_source.family_file.empty())
+      throw;
     refusal = std::current_exception();
   }
   const reshard::Model* shown = model ? &*model : nullptr;
@@ -271,7 +274,7 @@ Run add_inspect(CLI::App& verb) {
   add_path(verb, "CKPT", options->path, "Checkpoint: a directory or a weights file");
   verb.add_flag("--tensors", options->tensors, "List every stored tensor too");
   verb.add_flag("--json", options->json, "Print one JSON document instead of a table");
-  add_family_file(verb, options->family_file);
+  options->about_source.add(verb);
   static constexpr std::array<std::string_view, 3> kExamples = {
       "inspect ./bloom-560m", "inspect ./bloom-ft/2-gpu --tensors",
       "inspect ./llama --json | jq .num_parameters"};

@@ -30,7 +30,7 @@ constexpr std::string_view kDTypes[] = {"fp32", "fp16", "bf16"};
 
 struct RunOptions {
   std::string model;
-  std::string family_file;
+  SourceFlags about_source;
   std::string prompt, token_ids;
   bool has_prompt = false, has_token_ids = false;
   int64_t tp = 1, pp = 1, threads = 0;
@@ -223,7 +223,8 @@ ExitCode run_run(const RunOptions& options) {
 
   const auto start = Clock::now();
   reshard::OpenOptions open_options;
-  open_options.family_file = options.family_file;
+  open_options.family_file = options.about_source.family_file;
+  open_options.settings = options.about_source.settings();
   const reshard::Model model = reshard::open_model(options.model, open_options);
   for (const std::string& note : model.notes()) print_note(note);
   const auto tokenizer = open_model_tokenizer(model.checkpoint(), options);
@@ -299,7 +300,7 @@ Run add_run(CLI::App& verb) {
                 "Print one JSON object with ids, text and timings when done");
   add_path(verb, "--logits-file", options->logits_file,
            "Write the F32 logits of every prompt position, (tokens, vocab), as .npy");
-  add_path(verb, "--family-file", options->family_file, "Describe a family llmctl does not know");
+  options->about_source.add(verb);
   static constexpr std::string_view kExamples[] = {
       "run ./llama --prompt 'Once upon a time'",
       "run ./llama --tp 2 --pp 2 --prompt 'Once upon a time' -n 64 --temperature 0.8 --seed 1",

@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "formats/core/checked.h"
@@ -35,6 +37,8 @@ struct StoredTensor {
   bool is_contiguous() const;
 };
 
+struct MegatronInfo;  // formats/megatron.h
+
 /// A readable checkpoint. Immutable after a reader returned it; safe to share.
 struct Checkpoint {
   std::string format;          ///< name of its row in kFormats
@@ -50,6 +54,10 @@ struct Checkpoint {
   std::vector<std::filesystem::path> side_files;
   /// Things the user should know that are no reason to refuse, one line each.
   std::vector<std::string> notes;
+  /// Parts of the files that are no weights, by name, and why they are not needed.
+  std::vector<std::pair<std::string, std::string>> dropped;
+  /// What a Megatron directory says besides its tensors; null for other formats.
+  std::shared_ptr<const MegatronInfo> megatron;
 };
 
 /// A tensor that a writer is asked to place. The executor fills its bytes later.
@@ -87,8 +95,11 @@ struct FilePlan {
   std::vector<CrcPatch> crc_patches;
 };
 
+struct MegatronWriteOptions;  // formats/megatron_writer.h
+
 struct WriteOptions {
   uint64_t max_shard_bytes = uint64_t{5} * 1000 * 1000 * 1000;
+  std::shared_ptr<const MegatronWriteOptions> megatron = nullptr;  ///< required by that format
 };
 
 }  // namespace llmctl::formats

@@ -6,6 +6,8 @@
 #include "formats/core/error.h"
 #include "formats/faster_transformer.h"
 #include "formats/hugging_face.h"
+#include "formats/megatron.h"
+#include "formats/megatron_writer.h"
 #include "formats/safetensors.h"
 #include "formats/stranger.h"
 
@@ -14,11 +16,18 @@ namespace {
 
 namespace fs = std::filesystem;
 
+std::vector<FilePlan> place_megatron_tree(std::span<const TargetTensor> tensors,
+                                          const WriteOptions& options) {
+  return place_megatron(tensors, *options.megatron);
+}
+
 constexpr std::array kFormats = {
     Format{"hf", "Hugging Face directory (safetensors or torch weights, config.json)",
            detect_hugging_face, read_hugging_face, place_safetensors},
     Format{"ft", "FasterTransformer N-gpu directory (model.*.bin, config.ini)",
            detect_faster_transformer, read_faster_transformer, place_faster_transformer},
+    Format{"megatron", "Megatron-LM or Yuan 2.0 directory (mp_rank_*/model_optim_rng.pt)",
+           detect_megatron, read_megatron, place_megatron_tree},
 };
 
 /// Whether `name` is that of a file which only makes sense together with those beside it.
@@ -46,7 +55,7 @@ std::string describe_known_formats() {
   return text;
 }
 
-Checkpoint read_checkpoint(const fs::path& path) {
+const Format& detect_format(const fs::path& path) {
   if (path.empty()) throw_usage("checkpoint", "the path is empty", "name a directory or a file");
   std::error_code ec;
   const fs::file_status status = fs::status(path, ec);
@@ -60,7 +69,7 @@ Checkpoint read_checkpoint(const fs::path& path) {
     throw_invalid(path.string(), "neither a directory nor a regular file");
   }
   for (const Format& format : kFormats) {
-    if (format.detect(path)) return format.read(path);
+    if (format.detect(path)) return format;
   }
   const auto stranger =
       is_directory ? describe_stranger_directory(path) : describe_stranger_file(path);
@@ -72,5 +81,7 @@ Checkpoint read_checkpoint(const fs::path& path) {
   throw_invalid(path.string(), "not a checkpoint that llmctl knows",
                 "known are: " + describe_known_formats());
 }
+
+Checkpoint read_checkpoint(const fs::path& path) { return detect_format(path).read(path); }
 
 }  // namespace llmctl::formats

@@ -32,6 +32,9 @@ std::span<const Format> format_table();
 /// empty path.
 Checkpoint read_checkpoint(const std::filesystem::path& path);
 
+/// The format that `path` is in, found as read_checkpoint does; same errors, nothing read.
+const Format& detect_format(const std::filesystem::path& path);
+
 /// By `--to` name; nothing when unknown.
 const Format* find_format(std::string_view name);
 

@@ -80,9 +80,8 @@ std::optional<Stranger> describe_stranger_directory(const fs::path& path) {
     };
     if (names.empty())
       return Stranger{"an empty directory", "give the directory with the model's files"};
-    if (has("latest_checkpointed_iteration.txt") || has_start("mp_rank_") ||
-        has_start("tp_rank_")) {
-      return Stranger{"a Megatron checkpoint, which is not supported", ""};
+    if (has_start("tp_rank_")) {
+      return Stranger{"a checkpoint of a Megatron fork that llmctl does not read", ""};
     }
     if (has("adapter_config.json")) {
       return Stranger{"a LoRA adapter, not a whole model", "merge it into its base model first"};

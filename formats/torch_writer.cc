@@ -166,7 +166,12 @@ FilePlan place_torch_zip(const std::string& file_name, const std::string& pickle
   layout.add_literal(root + "/data.pkl", pickle);
   layout.add_literal(root + "/byteorder", "little");
   for (size_t i = 0; i < storages.size(); ++i) {
-    layout.add_storage(root + "/data/" + std::to_string(i), storages[i]);
+    const std::string name = root + "/data/" + std::to_string(i);
+    if (storages[i].tensor < 0) {
+      layout.add_literal(name, storages[i].bytes);
+    } else {
+      layout.add_storage(name, storages[i]);
+    }
   }
   layout.add_literal(root + "/version", "3\n");
   layout.finish();
@@ -183,7 +188,7 @@ FilePlan place_torch_state_dict(const std::string& file_name, std::span<const Ta
     pickle.text(tensor.name);
     pickle.tensor(tensor.dtype, tensor.shape, std::to_string(i));
     storages.push_back(
-        {static_cast<int>(i), checked_num_bytes(tensor.dtype, tensor.shape).value()});
+        {static_cast<int>(i), checked_num_bytes(tensor.dtype, tensor.shape).value(), {}});
   }
   pickle.end_dict();
   return place_torch_zip(file_name, pickle.finish(), storages, root);

@@ -12,8 +12,9 @@ namespace llmctl::formats {
 
 /// One storage of the archive: entry data/K for the K-th.
 struct TorchStorage {
-  int tensor = 0;  ///< index that its Placement gets
+  int tensor = 0;  ///< index that its Placement gets; -1: `bytes` are what it holds
   uint64_t size_bytes = 0;
+  std::string bytes = {};
 };
 
 /// Lays out `root`/data.pkl, byteorder, data/0 .. data/(n - 1) and version as stored entries, each

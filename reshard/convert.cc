@@ -7,9 +7,8 @@
 
 #include "formats/core/error.h"
 #include "formats/faster_transformer.h"
-#include "formats/json.h"
 #include "formats/registry.h"
-#include "reshard/faster_transformer.h"
+#include "reshard/target.h"
 
 namespace llmctl::reshard {
 
@@ -18,34 +17,6 @@ using formats::FilePlan;
 using formats::StoredTensor;
 
 namespace {
-
-FilePlan text_file(const std::string& name, std::string text) {
-  FilePlan plan;
-  plan.name = name;
-  plan.size_bytes = text.size();
-  plan.literals.push_back({0, std::move(text)});
-  return plan;
-}
-
-/// The dtype that most bytes of the model are stored in, if it is one that can be written.
-DType main_dtype(const Model& model) {
-  std::map<DType, uint64_t> bytes;
-  for (const std::string& key : model.keys()) {
-    for (const SourcePiece& piece : model.pieces(key)) {
-      const StoredTensor& tensor = model.checkpoint().tensors[static_cast<size_t>(piece.tensor)];
-      bytes[tensor.dtype] += tensor.num_bytes();
-    }
-  }
-  DType best = DType::F32;
-  uint64_t most = 0;
-  for (const auto& [dtype, count] : bytes) {
-    if (!dtype_info(dtype).flag.empty() && count > most) {
-      best = dtype;
-      most = count;
-    }
-  }
-  return best;
-}
 
 std::string shape_text(const Shape& shape) {
   std::string text = "[";
@@ -58,19 +29,23 @@ std::string shape_text(const Shape& shape) {
 struct Conversion::State {
   ConvertOptions options;
   Model model;
-  const formats::Format* format = nullptr;
   fs::path target;
-  std::vector<TensorRule> rules;
-  std::vector<std::string> rule_names;  // backing for renamed rules
   Plan plan;
   std::vector<FilePlan> files;
   std::vector<fs::path> side_files;
   std::vector<std::string> notes;
+  Geometry geometry;
+
+  /// A target in the same format takes the padding of the vocabulary over.
+  OpenOptions open_options() const {
+    return {options.family_file, options.settings, options.format == "megatron"};
+  }
 
   void prepare() {
-    format = formats::find_format(options.format);
+    const formats::Format* format = formats::find_format(options.format);
     if (format == nullptr || format->place == nullptr) {
-      throw_usage("--to " + options.format, "llmctl does not write this format", "use hf or ft");
+      throw_usage("--to " + options.format, "llmctl does not write this format",
+                  "use hf, ft or megatron");
     }
     if (options.destination.empty()) {
       throw_usage("destination", "the path is empty", "name a directory");
@@ -78,13 +53,19 @@ struct Conversion::State {
     if (options.tp < 1 || options.tp > 65536) {
       throw_usage("--tp " + std::to_string(options.tp), "must be at least 1");
     }
-    model = open_model(options.source, {options.family_file});
+    model = open_model(options.source, open_options());
     notes = model.notes();
+    if (options.keep_pipeline) options.pp = model.checkpoint().pipeline_parallel_size;
     const bool ft = options.format == "ft";
-    if (!ft && options.tp != 1) {
+    if (options.format != "megatron" && (options.pp != 1 || options.virtual_pp != 1)) {
+      throw_usage("--pp " + std::to_string(options.pp),
+                  "only Megatron's layout is split over pipeline stages",
+                  "leave --pp out, or give --to megatron");
+    }
+    if (options.format == "hf" && options.tp != 1) {
       throw_usage("--tp " + std::to_string(options.tp),
                   "Hugging Face files are not split by tensor-parallel size",
-                  "leave --tp out, or give --to ft");
+                  "leave --tp out, or give --to ft or megatron");
     }
     target = options.destination;
     while (!target.has_filename() && target.has_parent_path()) target = target.parent_path();
@@ -102,126 +83,13 @@ struct Conversion::State {
       throw_usage(target.string(), "already exists",
                   "give --overwrite to replace it, or name another destination");
     }
-    if (ft) {
-      prepare_ft();
-    } else {
-      prepare_hf();
-    }
+    Target made = make_target(model, options);
+    plan = std::move(made.plan);
+    files = std::move(made.files);
+    side_files = std::move(made.side_files);
+    notes.insert(notes.end(), made.notes.begin(), made.notes.end());
+    geometry = std::move(made.geometry);
     check_resources(job());
-  }
-
-  /// The source's matrices are read once, so replicas of tensors on several ranks are checked
-  /// apart.
-  void plan_with(const PlanOptions& plan_options) {
-    plan = make_plan(model, rules, plan_options);
-    std::vector<formats::TargetTensor> targets;
-    for (const PlannedTensor& tensor : plan.tensors) targets.push_back(tensor.target);
-    files = format->place(targets, {options.max_shard_bytes});
-    for (const std::string& key : plan.left_out) {
-      notes.push_back("'" + key +
-                      "' is left out: the target format has no place for it, and only "
-                      "padding positions read it");
-    }
-  }
-
-  void prepare_ft() {
-    const ModelConfig& config = model.config();
-    rules = ft_rules(config);
-    const DType dtype = options.dtype.value_or(main_dtype(model));
-    PlanOptions plan_options;
-    plan_options.tp = options.tp;
-    plan_options.dtype = [dtype](const Shape&, DType) { return dtype; };
-    plan_options.target_name = "FasterTransformer";
-    plan_options.multiply_out = true;
-    plan_with(plan_options);
-    FtConfigOptions ft;
-    ft.tp = options.tp;
-    ft.dtype = dtype;
-    ft.exact = options.ft_exact;
-    ft.model_name = options.model_name.empty() ? default_model_name() : options.model_name;
-    files.push_back(text_file("config.ini", write_ft_config(config, ft)));
-    if (!options.ft_exact) side_files = model.checkpoint().side_files;
-    if (config.gated_mlp &&
-        (config.num_key_value_heads != config.num_attention_heads || config.qkv_bias ||
-         config.rope_theta != 10000.0 || config.rope_scaling.kind != "default")) {
-      notes.push_back(
-          "FasterTransformer's own LLaMA loader knows neither grouped key-value heads nor biases "
-          "nor other rotary bases: this model needs a reader that takes them from config.ini");
-    }
-  }
-
-  std::string default_model_name() const {
-    if (options.ft_exact) return options.source.string();
-    const auto text = model.checkpoint().texts.find("config.json");
-    if (text != model.checkpoint().texts.end()) {
-      const auto json = formats::parse_json(text->second, "config.json");
-      if (json.contains("_name_or_path") && json["_name_or_path"].is_string()) {
-        const std::string name = json["_name_or_path"].get<std::string>();
-        if (!name.empty() && name.find_first_of("\n\r%") == std::string::npos) return name;
-      }
-    }
-    fs::path path = options.source;
-    while (!path.has_filename() && path.has_parent_path()) path = path.parent_path();
-    return path.filename().string();
-  }
-
-  void prepare_hf() {
-    const Family& family = model.family();
-    // A table may know a tensor by two names; the first is the one to write.
-    std::set<std::string_view> layouts;
-    for (const TensorRule& rule : family.tensors) {
-      if (layouts.insert(rule.layout).second) rules.push_back(rule);
-    }
-    const bool from_hf = model.checkpoint().format == "hf";
-    if (from_hf && !family.prefix.empty() && lacks_prefix(family.prefix)) {
-      rule_names.reserve(rules.size());
-      for (TensorRule& rule : rules) {
-        if (rule.name.starts_with(family.prefix)) {
-          rule.name = rule_names.emplace_back(rule.name.substr(family.prefix.size()));
-        }
-      }
-    }
-    PlanOptions plan_options;
-    const std::optional<DType> dtype = options.dtype;
-    plan_options.dtype = [dtype](const Shape&, DType source) { return dtype.value_or(source); };
-    plan_options.target_name = "Hugging Face";
-    plan_with(plan_options);
-    files.push_back(text_file("config.json", hf_config()));
-    side_files = model.checkpoint().side_files;
-  }
-
-  bool lacks_prefix(std::string_view prefix) const {
-    const auto& tensors = model.checkpoint().tensors;
-    return std::none_of(tensors.begin(), tensors.end(), [&](const StoredTensor& tensor) {
-      return tensor.name.starts_with(prefix);
-    });
-  }
-
-  std::string hf_config() const {
-    const DType dtype = options.dtype.value_or(main_dtype(model));
-    ModelConfig config = model.config();
-    config.dtype = dtype;
-    if (model.checkpoint().format != "hf")
-      return write_config(model.family(), config).dump(2) + "\n";
-    const std::string& text = model.checkpoint().texts.at("config.json");
-    auto json = formats::parse_json(text, "config.json");
-    const std::string torch_name(dtype_info(dtype).torch);
-    bool changed = false;
-    if (options.dtype) {
-      const char* key =
-          json.contains("dtype") && !json.contains("torch_dtype") ? "dtype" : "torch_dtype";
-      changed = !json.contains(key) || json[key] != torch_name;
-      json[key] = torch_name;
-    }
-    // A head that was found to differ from the embedding must not be tied by the next reader.
-    const bool tied = json.contains("tie_word_embeddings")
-                          ? json["tie_word_embeddings"] == true
-                          : read_config(model.family(), json, "config.json").tie_word_embeddings;
-    if (tied != config.tie_word_embeddings) {
-      json["tie_word_embeddings"] = config.tie_word_embeddings;
-      changed = true;
-    }
-    return changed ? json.dump(2) + "\n" : text;
   }
 
   uint64_t bytes_to_write() const {
@@ -242,10 +110,10 @@ struct Conversion::State {
     job.overflow = overflow();
     job.overflow_is_error = options.on_overflow == OnOverflow::kError;
     job.verify = options.verify;
-    job.family_file = options.family_file;
+    job.read_back = open_options();
     job.with_manifest = !options.ft_exact;
     job.format = options.format;
-    job.geometry.tensor_parallel_size = options.tp;
+    job.geometry = geometry;
     return job;
   }
 
@@ -254,6 +122,10 @@ struct Conversion::State {
                                                      : kernels::Overflow::kInf;
   }
 };
+
+std::string format_of(const fs::path& path) {
+  return std::string(formats::detect_format(path).name);
+}
 
 Conversion::Conversion(ConvertOptions options) : state_(std::make_unique<State>()) {
   state_->options = std::move(options);
@@ -274,6 +146,7 @@ std::string Conversion::describe() const {
   for (const PlannedTensor& tensor : state_->plan.tensors) {
     out << tensor.target.name;
     if (tensor.target.tp_rank >= 0) out << " [rank " << tensor.target.tp_rank << "]";
+    if (tensor.target.pp_rank >= 0) out << " [stage " << tensor.target.pp_rank << "]";
     out << " " << dtype_name(tensor.target.dtype) << " " << shape_text(tensor.target.shape)
         << " <-";
     std::vector<int> sources;

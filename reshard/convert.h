@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,9 +24,15 @@ struct ConvertOptions {
   std::filesystem::path source;
   /// FasterTransformer: the directory that receives <tp>-gpu, unless it is called that itself.
   std::filesystem::path destination;
-  std::string format;  ///< name in kFormats: "hf", "ft"
+  std::string format;  ///< name in kFormats: "hf", "ft", "megatron"
   int64_t tp = 1;
-  std::optional<DType> dtype;  ///< absent: as stored
+  int64_t pp = 1, virtual_pp = 1;        ///< Megatron only
+  std::vector<int64_t> pipeline_blocks;  ///< layers of each stage; empty: even, or as in the source
+  std::optional<std::string> megatron_names;    ///< "legacy" or "core"; absent: as in the source
+  bool keep_pipeline = false;                   ///< stages as in the source, whatever pp says
+  bool keep_rng = false;                        ///< Megatron to Megatron
+  std::map<std::string, std::string> settings;  ///< OpenOptions::settings
+  std::optional<DType> dtype;                   ///< absent: as stored
   OnOverflow on_overflow = OnOverflow::kInf;
   bool ft_exact = false;  ///< config.ini as FasterTransformer's converters write it, nothing beside
   std::string model_name;  ///< config.ini's label; empty: from the source
@@ -36,6 +43,9 @@ struct ConvertOptions {
   bool overwrite = false;
   Verify verify = Verify::kPass;
 };
+
+/// Name of the format of the checkpoint at `path`. Throws what read_checkpoint throws.
+std::string format_of(const std::filesystem::path& path);
 
 using ConvertSummary = OutputSummary;
 

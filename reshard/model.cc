@@ -12,6 +12,7 @@
 #include "formats/registry.h"
 #include "reshard/box.h"
 #include "reshard/faster_transformer.h"
+#include "reshard/megatron.h"
 
 namespace llmctl::reshard {
 
@@ -101,6 +102,9 @@ class ModelBuilder {
   ModelBuilder(Checkpoint checkpoint, const OpenOptions& options) {
     model_.checkpoint_ = std::move(checkpoint);
     model_.notes_ = model_.checkpoint_.notes;
+    for (const auto& [name, rule] : model_.checkpoint_.dropped) {
+      model_.dropped_.push_back({name, rule});
+    }
     where_ = model_.checkpoint_.path.string();
     read_description(options);
   }
@@ -138,6 +142,20 @@ class ModelBuilder {
             "config.ini names the unknown family '" + printable(model_.config_.family) + "'",
             "give its description with --family-file");
       }
+      return;
+    }
+    if (checkpoint.format == "megatron") {
+      const MegatronDescription found =
+          read_megatron_config(checkpoint, options.settings, options.keep_vocab_padding);
+      model_.config_ = found.config;
+      model_.megatron_version_ = found.version;
+      megatron_rules_ = std::make_unique<MegatronRules>(found.config, checkpoint.megatron->dialect,
+                                                        found.version);
+      rules_ = megatron_rules_->rules();
+      drops_ = megatron_rules_->drops();
+      model_.family_ = find_family_by_name(model_.config_.family);
+      if (model_.family_ == nullptr) model_.family_ = &megatron_family();
+      has_every_rank_ = true;
       return;
     }
     const auto text = checkpoint.texts.find("config.json");
@@ -258,7 +276,7 @@ class ModelBuilder {
                                " cannot hold a weight of this family");
     }
     BindOptions bind;
-    const bool split = rule.layout.uses_tensor_parallel();
+    const bool split = rule.layout.uses_tensor_parallel() || has_every_rank_;
     if (split != (tensor.tp_rank >= 0)) {
       throw_invalid(where, split ? "a rank is expected in its name, and there is none"
                                  : "it has a rank in its name, and is not split over ranks");
@@ -439,8 +457,10 @@ class ModelBuilder {
   }
 
   Model model_;
+  bool has_every_rank_ = false;  // replicated tensors are stored once per rank
   std::string where_;
   std::vector<TensorRule> ft_rules_;
+  std::unique_ptr<MegatronRules> megatron_rules_;
   std::span<const TensorRule> rules_;
   std::span<const DropRule> drops_;
   std::string_view prefix_;

@@ -30,7 +30,11 @@ struct DroppedTensor {
 };
 
 struct OpenOptions {
-  std::filesystem::path family_file;  ///< empty: the built-in families only
+  std::filesystem::path family_file = {};  ///< empty: the built-in families only
+  /// What the user says in place of a Megatron checkpoint's args: attribute to value, as text.
+  std::map<std::string, std::string> settings = {};
+  /// Padding rows of the vocabulary count as the model's own, so that they are carried over.
+  bool keep_vocab_padding = false;
 };
 
 /// Immutable after open; safe to share. Owns its checkpoint.
@@ -50,6 +54,8 @@ class Model {
   static const CanonicalTensor& canonical_of(const std::string& key);
 
   const std::vector<DroppedTensor>& dropped() const { return dropped_; }
+  /// checkpoint_version of a Megatron checkpoint: the order of rows in its fused tensors.
+  double megatron_version() const { return megatron_version_; }
   /// What the user should know, one line each (the reader's notes included).
   const std::vector<std::string>& notes() const { return notes_; }
 
@@ -64,6 +70,7 @@ class Model {
   std::vector<std::string> keys_;
   std::vector<DroppedTensor> dropped_;
   std::vector<std::string> notes_;
+  double megatron_version_ = 0;
 };
 
 /// Reads the checkpoint at `path`, finds its family and maps every stored tensor. Throws

@@ -105,9 +105,7 @@ class OutputWriter {
       const File opened = File::open_read(folder_ / file.name);
       opened.drop_cache(0, file.size_bytes);
     }
-    OpenOptions options;
-    options.family_file = job_.family_file;
-    const Model model = open_model(folder_, options);
+    const Model model = open_model(folder_, job_.read_back);
     std::map<std::string, CanonicalDigest> found;
     for (CanonicalDigest& digest : digest_stored(model, job_.jobs)) found[digest.key] = digest;
     for (const CanonicalDigest& want : written) {

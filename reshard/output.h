@@ -33,8 +33,7 @@ struct OutputJob {
   kernels::Overflow overflow = kernels::Overflow::kInf;
   bool overflow_is_error = false;
   Verify verify = Verify::kPass;
-  /// How to read the output back.
-  std::filesystem::path family_file;
+  OpenOptions read_back;  ///< how to read the output again
   bool with_manifest = true;
   std::string format;  ///< of the output; for the manifest, with `geometry`
   Geometry geometry;

@@ -99,14 +99,12 @@ class Planner {
       if (!is_layer_pattern(rows_[i].rule->name)) add_row(rows_[i], -1);
     }
     for (const std::string& key : model_.keys()) {
-      if (used_.count(key) != 0) continue;
-      if (Model::canonical_of(key).auxiliary) {
+      if (used_.count(key) == 0 && Model::canonical_of(key).auxiliary) {
         plan_.left_out.push_back(key);
-      } else if (options_.must_use_all) {
-        throw_usage(options_.target_name, "has no place for '" + key + "' of this model",
-                    "choose another target format");
       }
     }
+    if (options_.must_use_all) check_all_used(model_, used_, options_.target_name);
+    plan_.used = std::move(used_);
     return std::move(plan_);
   }
 
@@ -133,13 +131,14 @@ class Planner {
 
   void add_row(const Row& row, int64_t layer) {
     if (!applies(row, layer)) return;
-    const std::string name = with_layer(row.rule->name, layer);
+    const std::string name =
+        with_layer(row.rule->name, layer < 0 ? layer : layer - options_.layer_offset);
     if (!names_.insert(name).second) return;  // an alternative spelling of the same tensor
-    const bool split = row.layout.uses_tensor_parallel();
-    const int64_t ranks = split && !options_.only_rank ? options_.tp : 1;
+    const bool per_rank = row.layout.uses_tensor_parallel() || options_.every_rank;
+    const int64_t ranks = per_rank && !options_.only_rank ? options_.tp : 1;
     for (int64_t r = 0; r < ranks; ++r) {
-      const int64_t rank = options_.only_rank.value_or(split ? r : 0);
-      add_tensor(row, layer, name, split, rank);
+      const int64_t rank = options_.only_rank.value_or(per_rank ? r : 0);
+      add_tensor(row, layer, name, per_rank, rank);
     }
   }
 
@@ -148,6 +147,7 @@ class Planner {
     BindOptions bind;
     bind.tp = options_.tp;
     bind.rank = rank;
+    bind.padded_sizes = options_.padded_sizes;
     const BoundLayout bound = bind_layout(layout, model_.sizes(), bind);
     planned.target.shape = bound.shape;
     std::vector<CopyOp> ops;
@@ -173,11 +173,11 @@ class Planner {
     return ops;
   }
 
-  void add_tensor(const Row& row, int64_t layer, const std::string& name, bool split,
+  void add_tensor(const Row& row, int64_t layer, const std::string& name, bool per_rank,
                   int64_t rank) {
     PlannedTensor planned;
     planned.target.name = name;
-    planned.target.tp_rank = split ? static_cast<int>(rank) : -1;
+    planned.target.tp_rank = per_rank ? static_cast<int>(rank) : -1;
     planned.ops = term(row.layout, layer, rank, planned);
     if (!row.rule->plus.empty()) {
       planned.plus = term(parse_layout(row.rule->plus), layer, rank, planned);
@@ -289,6 +289,15 @@ std::vector<OpGroup> group_ops(const std::vector<CopyOp>& ops, Side side, int64_
     }
   }
   return groups;
+}
+
+void check_all_used(const Model& model, const std::set<std::string>& used,
+                    const std::string& target_name) {
+  for (const std::string& key : model.keys()) {
+    if (used.count(key) != 0 || Model::canonical_of(key).auxiliary) continue;
+    throw_usage(target_name, "has no place for '" + key + "' of this model",
+                "choose another target format");
+  }
 }
 
 Plan make_plan(const Model& model, std::span<const TensorRule> rules, const PlanOptions& options) {

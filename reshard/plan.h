@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -41,6 +43,8 @@ struct Plan {
   std::vector<PlannedTensor> tensors;
   /// Canonical tensors that the target has no place for; all of them auxiliary.
   std::vector<std::string> left_out;
+  /// Keys of the canonical tensors that some target tensor takes up.
+  std::set<std::string> used;
 
   uint64_t bytes_in() const;  ///< of the stored tensors that are read, each once
   uint64_t bytes_out() const;
@@ -51,6 +55,12 @@ struct PlanOptions {
   /// Only this rank's tensors, and of split tensors only its part; all ranks when absent.
   std::optional<int64_t> only_rank;
   int64_t first_layer = 0, end_layer = -1;  ///< -1: all
+  /// Subtracted from layer numbers where the target's names are local to a stage.
+  int64_t layer_offset = 0;
+  /// Tensors that are not split stand on every rank too, each with its rank.
+  bool every_rank = false;
+  /// Global sizes of `~` axes, padding included (BindOptions::padded_sizes).
+  std::map<std::string, int64_t, std::less<>> padded_sizes;
   /// The dtype of a target tensor, from its shape and the dtype its sources have in common (F32
   /// when they differ).
   std::function<DType(const Shape& shape, DType source)> dtype;
@@ -60,6 +70,10 @@ struct PlanOptions {
   bool multiply_out = false;
   std::string target_name;  ///< for messages: "FasterTransformer"
 };
+
+/// Throws kUsage when a canonical tensor of the model, auxiliary ones apart, is in no plan.
+void check_all_used(const Model& model, const std::set<std::string>& used,
+                    const std::string& target_name);
 
 /// Plans every rule that the model has the tensors for, globals first. Throws kUsage when tp does
 /// not fit the model, or when a tensor has no place in the target.

@@ -118,9 +118,7 @@ TEST_CASE("registry: strange directories are named for what they are") {
   const std::pair<std::vector<std::string>, std::string> strangers[] = {
       {{}, "an empty directory"},
       {{"config.json", "tokenizer.json"}, "config.json but no weights"},
-      {{"latest_checkpointed_iteration.txt", "iter_0000100"},
-       "a Megatron checkpoint, which is not supported"},
-      {{"mp_rank_00"}, "a Megatron checkpoint"},
+      {{"latest_checkpointed_iteration.txt"}, "is neither an iteration nor 'release'"},
       {{"adapter_config.json", "adapter_model.safetensors"}, "a LoRA adapter"},
       {{"config.json", "adapter_config.json", "adapter_model.safetensors"}, "a LoRA adapter"},
       {{".metadata", "__0_0.distcp"}, "a torch distributed checkpoint"},

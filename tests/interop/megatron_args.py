@@ -150,7 +150,7 @@ def namespace(geometry, layout):
             values.update(
                 position_embedding_type=PositionEmbeddingType.alibi, embed_layernorm=True,
                 tokenizer_type="PretrainedFromHF", tokenizer_name_or_path="bigscience/tokenizer",
-                glu_activation=None, pad_vocab_size_to=None, deepspeed=layout.style == "deepspeed",
+                glu_activation=None, bias_gelu_fusion=True, pad_vocab_size_to=None, deepspeed=layout.style == "deepspeed",
                 deepspeed_config="/run/ds_config.json", zero_stage=0)
         else:
             values.update(
