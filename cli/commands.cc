@@ -16,6 +16,7 @@ constexpr std::array kCommands = {
     Command{"convert", "Write a checkpoint in another format, layout or dtype", add_convert},
     Command{"reshard", "Write a checkpoint for other tensor- and pipeline-parallel sizes",
             add_reshard},
+    Command{"plan", "Say what a conversion or reshard would do, need and take", add_plan},
     Command{"check", "Verify a directory that llmctl wrote against its manifest", add_check},
     Command{"diff", "Compare the weights of two checkpoints, whatever their layouts", add_diff},
     Command{"digest", "Fingerprint the weights; no layout changes it", add_digest},

@@ -100,7 +100,12 @@ std::string name_of(const formats::StoredTensor& tensor) {
 }
 
 std::string file_of(const formats::Checkpoint& checkpoint, const formats::StoredTensor& tensor) {
-  return checkpoint.files.at(static_cast<size_t>(tensor.file)).path.filename().string();
+  const std::filesystem::path& path = checkpoint.files.at(static_cast<size_t>(tensor.file)).path;
+  const std::filesystem::path inside = path.lexically_relative(checkpoint.path);
+  // A checkpoint may be named by one of its files, or through a link.
+  return inside.empty() || *inside.begin() == ".." || *inside.begin() == "."
+             ? path.filename().string()
+             : inside.string();
 }
 
 std::string plural(size_t count, const std::string& noun) {

@@ -105,7 +105,10 @@ Step find_step(const fs::path& path, std::vector<std::string>& notes) {
     for (const std::string& step : steps) {
       if (parse_step(step) == *iteration) name = step;
     }
-    if (name.empty()) name = "iter_" + text;
+    if (name.empty()) {
+      const std::string digits = std::to_string(*iteration);
+      name = "iter_" + std::string(digits.size() < 7 ? 7 - digits.size() : 0, '0') + digits;
+    }
     for (const std::string& step : steps) {
       if (parse_step(step).value_or(-1) > *iteration) {
         notes.push_back(step + " is newer than iteration " + text + ", which " + kTracker +

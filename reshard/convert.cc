@@ -79,7 +79,7 @@ struct Conversion::State {
       target /= std::to_string(options.tp) + "-gpu";
     }
     std::error_code ec;
-    if (fs::exists(fs::symlink_status(target, ec)) && !options.overwrite) {
+    if (fs::exists(fs::symlink_status(target, ec)) && !options.overwrite && !options.plan_only) {
       throw_usage(target.string(), "already exists",
                   "give --overwrite to replace it, or name another destination");
     }
@@ -89,7 +89,7 @@ struct Conversion::State {
     side_files = std::move(made.side_files);
     notes.insert(notes.end(), made.notes.begin(), made.notes.end());
     geometry = std::move(made.geometry);
-    check_resources(job());
+    if (!options.plan_only) check_resources(job());
   }
 
   uint64_t bytes_to_write() const {

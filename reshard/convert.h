@@ -41,6 +41,7 @@ struct ConvertOptions {
   uint64_t max_memory = uint64_t{384} << 20;
   std::filesystem::path family_file;
   bool overwrite = false;
+  bool plan_only = false;  ///< an existing destination or too small a disk is no error
   Verify verify = Verify::kPass;
 };
 

@@ -518,6 +518,17 @@ class ConfigReader {
   }
 
   void check_args() const {
+    const auto stages = args_.find_int("pipeline_model_parallel_size");
+    const auto layers = args_.find_int("num_layers");
+    if (stages && *stages > checkpoint_.pipeline_parallel_size && layers &&
+        *layers > c_.num_hidden_layers) {
+      throw_invalid(where_,
+                    "args tell of " + std::to_string(*stages) + " pipeline stages and " +
+                        std::to_string(*layers) + " layers, and there are " +
+                        std::to_string(checkpoint_.pipeline_parallel_size) + " and " +
+                        std::to_string(c_.num_hidden_layers),
+                    "the last stages are missing; fetch them again");
+    }
     check("hidden_size", c_.hidden_size);
     check("num_layers", c_.num_hidden_layers);
     check("ffn_hidden_size", c_.intermediate_size);
