@@ -57,4 +57,36 @@ TEST_CASE("rotary: equals the F64 reference over odd widths and strides for any 
   }
 }
 
+TEST_CASE("rotary: in BF16 each product and each sum is rounded once to even") {
+  ThreadPool pool(2);
+  // BF16 has 8 bits: 257 lies between 256 and 258 and goes to the even 256; 259 goes to 260.
+  std::vector<float> x{257, 1, 259, 1};
+  const std::vector<float> cos{1.0F, 1.0F};
+  const std::vector<float> sin{0.0F, 0.0F};
+  kernels::rotary_bf16(x.data(), cos.data(), sin.data(), 2, 1, 2, 2, false, 2, pool);
+  CHECK(x == std::vector<float>{256, 1, 260, 1});
+  // The products stay apart: 256 and 1.5 are exact, and only their sum is between 257 and 258.
+  std::vector<float> sums{256, -1.5F};
+  const std::vector<float> ones{1.0F};
+  kernels::rotary_bf16(sums.data(), ones.data(), ones.data(), 1, 1, 2, 2, false, 2, pool);
+  CHECK(sums == std::vector<float>{258, 254});
+
+  for (const bool interleaved : {false, true}) {
+    const int64_t tokens = 5, heads = 3, head_dim = 10, rotary_dim = 8, stride = 33;
+    std::vector<float> got = random_floats(static_cast<size_t>(tokens * stride), 2);
+    got[1] = std::numeric_limits<float>::quiet_NaN();
+    got[2] = std::numeric_limits<float>::infinity();
+    std::vector<float> want = got;
+    const std::vector<float> c = random_floats(static_cast<size_t>(tokens * rotary_dim / 2), 3);
+    const std::vector<float> s = random_floats(c.size(), 4);
+    kernels::reference::rotary_bf16(want.data(), c.data(), s.data(), tokens, heads, head_dim,
+                                    rotary_dim, interleaved, stride);
+    kernels::rotary_bf16(got.data(), c.data(), s.data(), tokens, heads, head_dim, rotary_dim,
+                         interleaved, stride, pool);
+    for (size_t i = 0; i < got.size(); ++i) {
+      CHECK((got[i] == want[i] || (std::isnan(got[i]) && std::isnan(want[i]))));
+    }
+  }
+}
+
 }  // namespace llmctl
