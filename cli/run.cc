@@ -27,6 +27,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kDefaultNewTokens = 128;
 constexpr std::string_view kDTypes[] = {"fp32", "fp16", "bf16"};
+constexpr std::string_view kRopePrecisions[] = {"megatron_bf16", "fp32"};
 
 struct RunOptions {
   std::string model;
@@ -37,7 +38,7 @@ struct RunOptions {
   int64_t max_new_tokens = -1;  ///< -1: kDefaultNewTokens, or what fits
   double temperature = 0, top_p = 1;
   int64_t top_k = 0, seed = 0;
-  std::string dtype;
+  std::string dtype, rope_precision;
   bool ignore_eos = false, json = false;
   std::string logits_file;
 };
@@ -227,6 +228,12 @@ ExitCode run_run(const RunOptions& options) {
   open_options.settings = options.about_source.settings();
   const reshard::Model model = reshard::open_model(options.model, open_options);
   for (const std::string& note : model.notes()) print_note(note);
+  if (!options.rope_precision.empty()) {
+    if (model.config().position != PositionKind::kRotary) {
+      throw_usage("--rope-precision", "this model has no rotary positions", "leave it out");
+    }
+    engine_options.rope_in_bf16 = options.rope_precision == "megatron_bf16";
+  }
   const auto tokenizer = open_model_tokenizer(model.checkpoint(), options);
   if (options.has_prompt) {
     ids = tokenizer->encode(options.prompt, true);
@@ -286,6 +293,8 @@ Run add_run(CLI::App& verb) {
               "Split the layers into P stages [1]");
   add_choice(verb, "--dtype", options->dtype, kDTypes,
              "Hold the matrices in this dtype [as stored]");
+  add_choice(verb, "--rope-precision", options->rope_precision, kRopePrecisions,
+             "Round rotary angles as Megatron does in BF16, or not [as the model was trained]");
   add_integer(verb, "--threads", options->threads, 0, 4096, "N",
               "CPU threads of all ranks together [the cores there are]");
   add_real(verb, "--temperature", options->temperature, 0, 1e6, "X",

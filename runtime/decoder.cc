@@ -33,6 +33,11 @@ kernels::ActivationOp activation_op(Activation activation) {
   throw Error(ErrorCode::kInternal, "an activation without a kernel");
 }
 
+/// Localized filtering carries the normed input and the first convolution's output of a token.
+int64_t state_width(const ModelConfig& config) {
+  return config.localized_filtering ? config.hidden_size + config.hidden_size / 2 : 0;
+}
+
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) {
@@ -72,12 +77,13 @@ Decoder::Decoder(const ModelConfig& config, const RankPlace& place, reshard::Ran
       weights_(std::move(weights)),
       pool_(pool),
       cache_(place.end_layer - place.first_layer, local_num_key_value_heads(config, place.tp),
-             config.head_dim, page_size),
+             config.head_dim, page_size, state_width(config)),
       local_heads_(config.num_attention_heads / place.tp),
       local_kv_heads_(local_num_key_value_heads(config, place.tp)),
       local_ffn_(config.intermediate_size / place.tp),
       local_hidden_(ceil_div(config.hidden_size, place.tp)),
-      local_vocab_(ceil_div(config.vocab_size, place.tp)) {
+      local_vocab_(ceil_div(config.vocab_size, place.tp)),
+      local_filter_(ceil_div(config.hidden_size / 2, place.tp)) {
   if (config.position == PositionKind::kRotary) rope_.emplace(config);
   if (config.position == PositionKind::kAlibi) {
     const std::vector<float> all = alibi_slopes(config.num_attention_heads);
@@ -141,7 +147,18 @@ void Decoder::bind_weights() {
     Layer layer;
     layer.norm1 = find_norm(prefix + "norm1");
     layer.norm2 = find_norm(prefix + "norm2");
-    layer.qkv = get_matrix(prefix + "qkv", (local_heads_ + 2 * local_kv_heads_) * d, hidden);
+    if (config_.localized_filtering) {
+      const int64_t groups = config_.lf_groups, half = hidden / 2;
+      layer.conv1 = {get_matrix(prefix + "conv1", local_filter_, 2 * (hidden / groups)), hidden,
+                     half, 0};
+      layer.conv2 = {get_matrix(prefix + "conv2", local_hidden_, 2 * (half / groups)), half, hidden,
+                     hidden};
+      layer.lf_norm = find_norm(prefix + "lf_norm");
+      layer.qk = get_matrix(prefix + "qk", (local_heads_ + local_kv_heads_) * d, hidden);
+      layer.v = get_matrix(prefix + "v", local_kv_heads_ * d, hidden);
+    } else {
+      layer.qkv = get_matrix(prefix + "qkv", (local_heads_ + 2 * local_kv_heads_) * d, hidden);
+    }
     layer.o = get_matrix(prefix + "o", local_hidden_, config_.num_attention_heads * d);
     layer.up = config_.gated_mlp ? get_matrix(prefix + "gate_up", 2 * local_ffn_, hidden)
                                  : get_matrix(prefix + "up", local_ffn_, hidden);
@@ -165,6 +182,10 @@ void Decoder::allocate(int64_t max_tokens) {
   attention_ = floats(max_tokens, heads_wide);
   inner_ = floats(max_tokens, config_.intermediate_size);
   if (config_.gated_mlp) local_ = floats(max_tokens, 2 * local_ffn_);
+  if (config_.localized_filtering) {
+    window_ = floats(max_tokens, 2 * hidden);
+    filter_ = floats(max_tokens, tp * local_filter_);
+  }
   if (tp > 1) {
     const int64_t widest = std::max({local_heads_ * config_.head_dim, local_ffn_, local_hidden_,
                                      place_.is_first_stage() ? width : 0});
@@ -255,20 +276,37 @@ void Decoder::embed(const Step& step, const RankComm& comm) {
   }
 }
 
+void Decoder::project_qkv(const float* x, int64_t layer, const Step& step, const RankComm& comm) {
+  const Layer& weights = layers_[static_cast<size_t>(layer)];
+  if (!config_.localized_filtering) return multiply(qkv_.data(), x, weights.qkv);
+  const int64_t stride = weights.qk.rows + weights.v.rows;
+  const auto multiply_into = [&](float* y, const float* input, const Matrix& m) {
+    kernels::linear(y, input, m.data, m.dtype, m.bias, num_tokens_, m.rows, m.columns, stride,
+                    pool_);
+  };
+  multiply_into(qkv_.data() + weights.qk.rows, x, weights.v);
+  multiply_into(qkv_.data(), filter(x, layer, step, comm), weights.qk);
+}
+
+void Decoder::turn(float* heads, int64_t num_heads) {
+  const int64_t stride = (local_heads_ + 2 * local_kv_heads_) * config_.head_dim;
+  const bool interleaved = config_.rotary_pairing == RotaryPairing::kInterleaved;
+  const auto kernel = config_.rope_in_bf16 ? kernels::rotary_bf16 : kernels::rotary;
+  kernel(heads, cos_.data(), sin_.data(), num_tokens_, num_heads, config_.head_dim,
+         config_.rotary_dim, interleaved, stride, pool_);
+}
+
 void Decoder::attend(const float* x, int64_t layer, const Step& step, const RankComm& comm) {
   const Layer& weights = layers_[static_cast<size_t>(layer)];
   const int64_t d = config_.head_dim;
   const int64_t stride = (local_heads_ + 2 * local_kv_heads_) * d;
-  multiply(qkv_.data(), x, weights.qkv);
+  project_qkv(x, layer, step, comm);
   float* q = qkv_.data();
   float* k = q + local_heads_ * d;
   const float* v = k + local_kv_heads_ * d;
   if (rope_) {
-    const bool interleaved = config_.rotary_pairing == RotaryPairing::kInterleaved;
-    kernels::rotary(q, cos_.data(), sin_.data(), num_tokens_, local_heads_, d, config_.rotary_dim,
-                    interleaved, stride, pool_);
-    kernels::rotary(k, cos_.data(), sin_.data(), num_tokens_, local_kv_heads_, d,
-                    config_.rotary_dim, interleaved, stride, pool_);
+    turn(q, local_heads_);
+    turn(k, local_kv_heads_);
   }
   kernels::AttentionArgs args;
   args.kv = cache_.layer(layer);

@@ -18,8 +18,8 @@
 
 namespace llmctl::runtime {
 
-/// The tokens of one forward pass. All spans have one entry per token; tokens of a sequence come
-/// in order of position, and all before them are in the cache already.
+/// The tokens of one forward pass. All spans have one entry per token; tokens of a sequence stand
+/// side by side in order of position, and all before them are in the cache already.
 struct Step {
   std::span<const int32_t> ids;                  ///< in [0, vocab_size)
   std::span<const int32_t> positions;            ///< in their own sequence, from 0
@@ -69,9 +69,19 @@ class Decoder {
     const float* weight = nullptr;
     const float* bias = nullptr;
   };
+  /// Over a token and the one before it; the rank's rows of all output channels.
+  struct Convolution {
+    Matrix matrix;  // (local output channels, 2 * input channels of a group)
+    int64_t in_channels = 0, out_channels = 0;
+    int64_t state_offset = 0;  ///< of its last input in a page's state
+  };
   struct Layer {
     Norm norm1, norm2;
     Matrix qkv, o, up, down;  // `up` holds gate and up when the MLP is gated
+    // With localized filtering, in place of qkv.
+    Convolution conv1, conv2;
+    Norm lf_norm;
+    Matrix qk, v;
   };
 
   Matrix find_matrix(const std::string& name, int64_t rows, int64_t columns) const;
@@ -84,6 +94,15 @@ class Decoder {
   void embed(const Step& step, const RankComm& comm);
   void run_layer(int64_t layer, const Step& step, const RankComm& comm);
   void attend(const float* x, int64_t layer, const Step& step, const RankComm& comm);
+  void project_qkv(const float* x, int64_t layer, const Step& step, const RankComm& comm);
+  void turn(float* heads, int64_t num_heads);
+  // runtime/localized_filtering.cc
+  const float* filter(const float* x, int64_t layer, const Step& step, const RankComm& comm);
+  void convolve(float* y, const float* x, const Convolution& convolution, int64_t layer,
+                const Step& step, const RankComm& comm);
+  const float* find_previous(const float* x, const Convolution& convolution, int64_t t,
+                             int64_t layer, const Step& step) const;
+  void keep_state(const float* x, int64_t layer, const Step& step);
   void run_mlp(const float* x, const Layer& weights, const RankComm& comm);
   void normalize(float* y, const float* x, const Norm& norm);
   void multiply(float* y, const float* x, const Matrix& matrix);
@@ -102,7 +121,7 @@ class Decoder {
 
   // Per-rank sizes.
   int64_t local_heads_ = 0, local_kv_heads_ = 0, local_ffn_ = 0;
-  int64_t local_hidden_ = 0, local_vocab_ = 0;  // of the padded axes
+  int64_t local_hidden_ = 0, local_vocab_ = 0, local_filter_ = 0;  // of the padded axes
 
   Matrix embed_, project_in_, project_out_, pos_, head_;
   Norm embed_norm_, final_norm_;
@@ -113,6 +132,7 @@ class Decoder {
   int64_t max_tokens_ = 0, num_tokens_ = 0;
   std::vector<float> x_, h_, qkv_, attention_, branch_, inner_, second_, cos_, sin_;
   std::vector<float> local_, gathered_, rows_, narrow_rows_, logits_;
+  std::vector<float> window_, filter_;  // localized filtering
 };
 
 /// ALiBi slopes of all heads (Press et al., 2022; for head counts that are no power of two as

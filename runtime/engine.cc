@@ -182,6 +182,7 @@ Engine::Engine(const reshard::Model& model, const EngineOptions& options)
   Impl& self = *impl_;
   self.config = model.config();
   self.options = options;
+  if (options.rope_in_bf16) self.config.rope_in_bf16 = *options.rope_in_bf16;
   check_parallel_sizes(self.config, options.tp, options.pp);
   self.world = options.tp * options.pp;
   const int threads = options.threads > 0 ? options.threads : available_cores();

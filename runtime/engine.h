@@ -18,9 +18,10 @@ namespace llmctl::runtime {
 struct EngineOptions {
   int tp = 1, pp = 1;
   std::optional<DType> dtype;  ///< of the matrices in memory (F32, F16, BF16); nothing: as stored
-  int threads = 0;             ///< of all ranks together; 0: the cores this process may use
-  int64_t page_size = 16;      ///< tokens to a page of the KV cache
-  int64_t chunk_tokens = 512;  ///< tokens that one pass takes at most; bounds the scratch
+  std::optional<bool> rope_in_bf16;  ///< how rotary angles are rounded; nothing: as the model says
+  int threads = 0;                   ///< of all ranks together; 0: the cores this process may use
+  int64_t page_size = 16;            ///< tokens to a page of the KV cache
+  int64_t chunk_tokens = 512;        ///< tokens that one pass takes at most; bounds the scratch
 };
 
 struct GenerateRequest {

@@ -14,16 +14,20 @@ constexpr size_t kAlignment = 64;  // a cache line, and the widest vector regist
 
 void KvCache::Free::operator()(float* p) const { std::free(p); }
 
-KvCache::KvCache(int64_t num_layers, int64_t num_kv_heads, int64_t head_dim, int64_t page_size)
+KvCache::KvCache(int64_t num_layers, int64_t num_kv_heads, int64_t head_dim, int64_t page_size,
+                 int64_t state_width)
     : num_layers_(num_layers),
       num_kv_heads_(num_kv_heads),
       head_dim_(head_dim),
       page_size_(page_size) {
   const auto elements = checked_num_elements({2, num_kv_heads, page_size, head_dim});
-  if (num_layers < 0 || num_kv_heads < 1 || head_dim < 1 || page_size < 1 || !elements) {
+  int64_t whole = 0;
+  if (num_layers < 0 || num_kv_heads < 1 || head_dim < 1 || page_size < 1 || state_width < 0 ||
+      !elements || __builtin_add_overflow(*elements, state_width, &whole)) {
     throw Error(ErrorCode::kInternal, "a KV cache of impossible sizes");
   }
-  page_elements_ = *elements;
+  state_offset_ = *elements;
+  page_elements_ = whole;
 }
 
 void KvCache::reset(int64_t num_pages) {
@@ -73,6 +77,10 @@ kernels::PagedKv KvCache::layer(int64_t layer) const {
   kv.head_dim = head_dim_;
   kv.page_size = page_size_;
   return kv;
+}
+
+float* KvCache::state(int64_t layer, int32_t page) const {
+  return pool_.get() + (layer * capacity_pages_ + page) * page_elements_ + state_offset_;
 }
 
 }  // namespace llmctl::runtime

@@ -12,11 +12,14 @@ namespace llmctl::runtime {
 
 /// Pages of [K|V][num_kv_heads][page_size][head_dim] F32 for each of `num_layers` layers; page
 /// number p means the same tokens on every layer and, as all ranks take pages in the same order,
-/// on every rank. Owns its memory. Not thread-safe.
+/// on every rank. Behind them a page has room for what a recurrent layer carries from the last
+/// token in it to the next: whoever owns or shares the page has the state that belongs to its end.
+/// Owns its memory. Not thread-safe.
 class KvCache {
  public:
-  /// Requires: all sizes at least 1 (`num_layers` may be 0).
-  KvCache(int64_t num_layers, int64_t num_kv_heads, int64_t head_dim, int64_t page_size);
+  /// Requires: all sizes at least 1 (`num_layers` and `state_width` may be 0).
+  KvCache(int64_t num_layers, int64_t num_kv_heads, int64_t head_dim, int64_t page_size,
+          int64_t state_width = 0);
 
   /// Makes room for `num_pages`, all free; what was kept before is gone. Memory is touched only
   /// when a page is first written. Throws kEnvironment naming the size when it cannot be had.
@@ -36,6 +39,9 @@ class KvCache {
   /// What the attention kernels need of local layer `layer`. Valid until the next reset.
   kernels::PagedKv layer(int64_t layer) const;
 
+  /// The `state_width` floats of a page on local layer `layer`. Valid until the next reset.
+  float* state(int64_t layer, int32_t page) const;
+
  private:
   struct Free {
     void operator()(float* p) const;
@@ -43,7 +49,7 @@ class KvCache {
 
   int64_t num_layers_, num_kv_heads_, head_dim_, page_size_;
   int64_t capacity_pages_ = 0;
-  int64_t page_elements_ = 0;
+  int64_t page_elements_ = 0, state_offset_ = 0;
   std::unique_ptr<float[], Free> pool_;
   std::vector<int32_t> free_;  // a stack
 };

@@ -31,16 +31,27 @@ constexpr TensorRule kAfterLayers[] = {
 };
 
 constexpr TensorRule kLayer[] = {
-    {"layers.{l}.norm1", "norm1 : hidden"},
-    {"layers.{l}.norm1_b", "norm1b : hidden"},
-    {"layers.{l}.norm2", "norm2 : hidden"},
-    {"layers.{l}.norm2_b", "norm2b : hidden"},
+    {"layers.{l}.norm1", "norm1 : hidden"},       {"layers.{l}.norm1_b", "norm1b : hidden"},
+    {"layers.{l}.norm2", "norm2 : hidden"},       {"layers.{l}.norm2_b", "norm2b : hidden"},
+    {"layers.{l}.o", "o : hidden~/tp (heads d)"}, {"layers.{l}.o_b", "ob : hidden~/tp"},
+    {"layers.{l}.down", "down : hidden~/tp ffn"}, {"layers.{l}.down_b", "downb : hidden~/tp"},
+};
+
+constexpr TensorRule kPlainAttention[] = {
     {"layers.{l}.qkv", "({q heads/tp d | k kv/tp d | v kv/tp d}) hidden"},
     {"layers.{l}.qkv_b", "({qb heads/tp d | kb kv/tp d | vb kv/tp d})"},
-    {"layers.{l}.o", "o : hidden~/tp (heads d)"},
-    {"layers.{l}.o_b", "ob : hidden~/tp"},
-    {"layers.{l}.down", "down : hidden~/tp ffn"},
-    {"layers.{l}.down_b", "downb : hidden~/tp"},
+};
+
+// Values come from another input than queries and keys. A convolution is a matrix over the previous
+// token's channels and this one's.
+constexpr TensorRule kFilteredAttention[] = {
+    {"layers.{l}.conv1", "conv1 : filter~/tp (tap conv_in)"},
+    {"layers.{l}.conv1_b", "conv1b : filter~/tp"},
+    {"layers.{l}.conv2", "conv2 : hidden~/tp (tap conv_mid)"},
+    {"layers.{l}.conv2_b", "conv2b : hidden~/tp"},
+    {"layers.{l}.lf_norm", "lf_norm : hidden"},
+    {"layers.{l}.qk", "({q heads/tp d | k kv/tp d}) hidden"},
+    {"layers.{l}.v", "v : (kv/tp d) hidden"},
 };
 
 constexpr TensorRule kGatedMlp[] = {
@@ -66,6 +77,11 @@ std::vector<TensorRule> weight_layout(const ModelConfig& config, const RankPlace
   if (first || (last && config.tie_word_embeddings)) add(kEmbedding);
   if (first) add(kBeforeLayers);
   add(kLayer);
+  if (config.localized_filtering) {
+    add(kFilteredAttention);
+  } else {
+    add(kPlainAttention);
+  }
   if (config.gated_mlp) {
     add(kGatedMlp);
   } else {

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "formats/core/error.h"
+#include "kernels/convert.h"
 
 namespace llmctl::runtime {
 namespace {
@@ -14,6 +15,8 @@ namespace {
 float pow_f32(float base, float exponent) {
   return static_cast<float>(std::pow(static_cast<double>(base), static_cast<double>(exponent)));
 }
+
+float to_bf16(float x) { return kernels::bfloat16_to_float(kernels::float_to_bfloat16(x)); }
 
 double yarn_mscale(double scale, double mscale) {
   return scale <= 1.0 ? 1.0 : 0.1 * mscale * std::log(scale) + 1.0;
@@ -98,7 +101,8 @@ Rope::Rope(const ModelConfig& config)
       original_positions_(config.rope_scaling.original_max_position_embeddings > 0
                               ? config.rope_scaling.original_max_position_embeddings
                               : config.max_position_embeddings),
-      theta_(config.rope_theta) {
+      theta_(config.rope_theta),
+      in_bf16_(config.rope_in_bf16) {
   const std::string& kind = scaling_.kind;
   if (kind == "yarn") {
     attention_scaling_ = static_cast<float>(yarn_attention_factor(scaling_));
@@ -166,10 +170,12 @@ const std::vector<float>& Rope::frequencies(int64_t length) {
 
 void Rope::fill(float* cos, float* sin, int64_t position, int64_t length) {
   const std::vector<float>& frequency = frequencies(length);
+  const auto rounded = [this](float x) { return in_bf16_ ? to_bf16(x) : x; };
   for (size_t i = 0; i < frequency.size(); ++i) {
-    const double angle = static_cast<double>(static_cast<float>(position) * frequency[i]);
-    cos[i] = static_cast<float>(std::cos(angle)) * attention_scaling_;
-    sin[i] = static_cast<float>(std::sin(angle)) * attention_scaling_;
+    const float angle = rounded(rounded(static_cast<float>(position)) * rounded(frequency[i]));
+    const auto wide = static_cast<double>(angle);
+    cos[i] = rounded(static_cast<float>(std::cos(wide))) * attention_scaling_;
+    sin[i] = rounded(static_cast<float>(std::sin(wide))) * attention_scaling_;
   }
 }
 

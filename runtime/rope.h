@@ -10,7 +10,9 @@ namespace llmctl::runtime {
 
 /// One model's rotary frequencies under its scaling kind. Computed in F32, step by step as
 /// transformers' modeling_rope_utils.py does, because angles of far positions magnify any
-/// difference. Not thread-safe (it keeps the frequencies of the last length).
+/// difference; with rope_in_bf16, frequency, position, angle, cosine and sine are each rounded to
+/// BF16, which makes far positions equal. Not thread-safe (it keeps the frequencies of the last
+/// length).
 class Rope {
  public:
   /// Requires: rotary_dim even. Throws kInvalidInput for a scaling kind that is not known and for
@@ -37,6 +39,7 @@ class Rope {
   int64_t max_positions_ = 0, original_positions_ = 0;
   double theta_ = 10000.0;
   float attention_scaling_ = 1.0F;
+  bool in_bf16_ = false;
   int64_t cached_key_ = -1;
   std::vector<float> cached_;
 };

@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <set>
 
 #include "formats/core/error.h"
@@ -29,6 +31,28 @@ TEST_CASE("kv_cache: pages of all layers are disjoint and inside the pool") {
     if (previous != nullptr) CHECK(start - previous >= page_elements);
     previous = start;
   }
+}
+
+TEST_CASE("kv_cache: a page's state is apart from its keys and values and from other pages") {
+  const int64_t layers = 2, pages = 3, width = 7, kv_elements = 2 * 2 * 4 * 5;
+  KvCache cache(layers, 2, 5, 4, width);
+  cache.reset(pages);
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    const kernels::PagedKv kv = cache.layer(layer);
+    for (int32_t page = 0; page < pages; ++page) {
+      std::fill_n(cache.state(layer, page), width, static_cast<float>(10 * layer + page));
+      std::fill_n(kv.pool + page * kv.page_stride, kv_elements, -1.0F);
+    }
+  }
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    for (int32_t page = 0; page < pages; ++page) {
+      const float* state = cache.state(layer, page);
+      const auto want = static_cast<float>(10 * layer + page);
+      CHECK(std::all_of(state, state + width, [&](float x) { return x == want; }));
+    }
+  }
+  CHECK_THROWS_AS(KvCache(1, 1, 8, 16, -1), Error);
+  CHECK_THROWS_AS(KvCache(1, 1, 8, 16, INT64_MAX), Error);
 }
 
 TEST_CASE("kv_cache: pages come in ascending order and return for reuse") {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "formats/core/error.h"
 #include "tests/support/test_data.h"
@@ -69,6 +70,46 @@ TEST_CASE("rope: frequencies and angles are those of transformers for every scal
         CHECK(std::abs(sin[i] - c.at("sin")[r][i].get<float>()) <= 1e-4F);
       }
     }
+  }
+}
+
+TEST_CASE("rope: a table in BF16 is that of torch and merges far positions") {
+  const auto cases = nlohmann::json::parse(std::ifstream(test::golden("rope/bf16.json")));
+  REQUIRE(cases.size() == 3);
+  for (const auto& c : cases) {
+    ModelConfig config;
+    config.rotary_dim = c.at("head_dim").get<int64_t>();
+    config.max_position_embeddings = 8192;
+    config.rope_in_bf16 = true;
+    CAPTURE(config.rotary_dim);
+    runtime::Rope rope(config);
+    const auto pairs = static_cast<size_t>(rope.num_pairs());
+    std::vector<float> row(2 * pairs);
+    for (size_t r = 0; r < c.at("positions").size(); ++r) {
+      rope.fill(row.data(), row.data() + pairs, c.at("positions")[r].get<int64_t>(), 8192);
+      auto want = c.at("cos")[r].get<std::vector<float>>();
+      const auto sines = c.at("sin")[r].get<std::vector<float>>();
+      want.insert(want.end(), sines.begin(), sines.end());
+      CHECK(row == want);
+    }
+    std::set<std::vector<float>> distinct;
+    for (int64_t p = 0; p < 8192; ++p) {
+      rope.fill(row.data(), row.data() + pairs, p, 8192);
+      distinct.insert(row);
+      if (p == 4095) CHECK(distinct.size() == c.at("distinct_of_4096").get<size_t>());
+    }
+    CHECK(distinct.size() == c.at("distinct_of_8192").get<size_t>());
+
+    // BF16 holds every integer up to 256 only; F32 tells all positions apart.
+    std::vector<float> next = row;
+    rope.fill(row.data(), row.data() + pairs, 256, 8192);
+    rope.fill(next.data(), next.data() + pairs, 257, 8192);
+    CHECK(row == next);
+    config.rope_in_bf16 = false;
+    runtime::Rope exact(config);
+    exact.fill(row.data(), row.data() + pairs, 256, 8192);
+    exact.fill(next.data(), next.data() + pairs, 257, 8192);
+    CHECK(row != next);
   }
 }
 

@@ -1,4 +1,5 @@
-"""Writes rope.json: rotary frequencies, cosines and sines as transformers computes them.
+"""Writes rope.json: rotary frequencies, cosines and sines as transformers computes them, and
+bf16.json: the cosines and sines that a table in BF16 has, as Yuan 2.0 was trained.
 
     python tests/golden/rope/make.py        (torch 2.13, transformers 5.23)
 """
@@ -40,7 +41,28 @@ CASES = [
 ]
 
 
+BF16_POSITIONS = [0, 1, 2, 3, 100, 255, 256, 257, 258, 259, 511, 513, 1023, 2049, 4095, 8191]
+
+
+def write_bf16():
+    """torch rounds to BF16 after each step by itself when its tensors are BF16."""
+    out = []
+    for head_dim in (6, 64, 128):
+        frequency = (1.0 / 10000.0 ** (torch.arange(0, head_dim, 2).float() / head_dim)).bfloat16()
+        positions = torch.arange(8192).bfloat16()
+        angle = positions[:, None] * frequency[None, :]
+        rows = torch.cat([angle.cos(), angle.sin()], 1)
+        out.append({"head_dim": head_dim, "positions": BF16_POSITIONS,
+                    "cos": [angle.cos()[p].tolist() for p in BF16_POSITIONS],
+                    "sin": [angle.sin()[p].tolist() for p in BF16_POSITIONS],
+                    "distinct_of_4096": len(torch.unique(rows[:4096], dim=0)),
+                    "distinct_of_8192": len(torch.unique(rows, dim=0))})
+    path = pathlib.Path(__file__).with_name("bf16.json")
+    path.write_text("[\n" + ",\n".join(json.dumps(c) for c in out) + "\n]\n")
+
+
 def main():
+    write_bf16()
     out = []
     for name, max_positions, theta, parameters, lengths in CASES:
         for length in lengths:
