@@ -85,6 +85,10 @@ std::vector<TensorRule> ft_rules(const ModelConfig& c) {
   };
   const std::string_view section = ft_section(c);
   const bool llama_like = c.gated_mlp;
+  if (c.localized_filtering) {
+    throw_usage("FasterTransformer", "no loader computes Yuan's localized filtering",
+                "write another format with --to");
+  }
   if (llama_like && c.norm != NormKind::kRmsNorm) {
     throw_usage("FasterTransformer", "no loader computes a gated MLP behind a layer norm");
   }

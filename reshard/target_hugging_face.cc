@@ -39,6 +39,11 @@ std::string hf_config(const Model& model, const ConvertOptions& options) {
     json["tie_word_embeddings"] = config.tie_word_embeddings;
     changed = true;
   }
+  // Another dtype must not change the arithmetic that a missing key stands for.
+  if (read_config(model.family(), json, "config.json").rope_in_bf16 != config.rope_in_bf16) {
+    json["rope_precision"] = config.rope_in_bf16 ? "megatron_bf16" : "fp32";
+    changed = true;
+  }
   return changed ? json.dump(2) + "\n" : text;
 }
 

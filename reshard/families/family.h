@@ -100,6 +100,6 @@ class UserFamily {
 
 // The rows of the table, one file each.
 extern const Family kGpt2Family, kOptFamily, kBloomFamily, kGptJFamily, kGptNeoXFamily,
-    kLlamaFamily, kQwen2Family, kMistralFamily;
+    kLlamaFamily, kQwen2Family, kMistralFamily, kYuanFamily;
 
 }  // namespace llmctl::reshard

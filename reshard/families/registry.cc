@@ -11,8 +11,9 @@ using nlohmann::ordered_json;
 
 namespace {
 
-const std::array kFamilies = {kGpt2Family,    kOptFamily,   kBloomFamily,   kGptJFamily,
-                              kGptNeoXFamily, kLlamaFamily, kMistralFamily, kQwen2Family};
+const std::array kFamilies = {kGpt2Family,    kOptFamily,     kBloomFamily,
+                              kGptJFamily,    kGptNeoXFamily, kLlamaFamily,
+                              kMistralFamily, kQwen2Family,   kYuanFamily};
 
 bool contains(std::span<const std::string_view> names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();

@@ -2,12 +2,15 @@
 import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
 import transformers
 from safetensors.torch import load_file
 
+# The generator imports what lies beside it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden/families"))
 _spec = importlib.util.spec_from_file_location(
     "golden_families", Path(__file__).resolve().parents[1] / "golden/families/make.py")
 _golden = importlib.util.module_from_spec(_spec)
@@ -129,6 +132,13 @@ def build(config, dtype=torch.float32):
         config, dtype=torch.float32, attn_implementation="eager").eval()
     _golden.randomise(model, torch.Generator().manual_seed(int(torch.randint(2**31, ()))))
     return model.to(dtype)
+
+
+def new_yuan(config):
+    """Random Yuan 2.0 weights in tests/golden/families/yuan.py, for a config.json."""
+    model = _golden.Yuan(config)
+    _golden.randomise(model, torch.Generator().manual_seed(int(torch.randint(2**31, ()))))
+    return model
 
 
 def fits(config, tp):

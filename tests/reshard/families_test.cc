@@ -82,6 +82,13 @@ TEST_CASE("families: FasterTransformer at any tp and back gives the same tensors
     const std::string fingerprint = digest(original, 2).digest;
     std::map<int64_t, uint64_t> total_bytes;
     test::TempDir dir;
+    if (original.config().localized_filtering) {
+      CHECK_THROWS_WITH_AS(convert(path, dir / "ft", "ft"),
+                           doctest::Contains("no loader computes Yuan's localized filtering"),
+                           Error);
+      CHECK_FALSE(fs::exists(dir / "ft"));
+      continue;
+    }
     for (const int64_t tp : {1, 2, 4}) {
       CAPTURE(tp);
       if (original.config().num_attention_heads % tp != 0) continue;
@@ -305,6 +312,14 @@ TEST_CASE("families: a config value of the wrong kind is refused by its key") {
       {"llama", {{"head_dim", 1ULL << 63}}},
       {"llama", {{"eos_token_id", 1ULL << 63}}},
       {"llama", {{"hidden_act", "tanh"}}},
+      {"yuan", {{"use_shareqk", true}}},
+      {"yuan", {{"use_shareqk", 1}}},
+      {"yuan", {{"use_yarn", true}}},
+      {"yuan", {{"rope_precision", "bf16"}}},
+      {"yuan", {{"num_key_value_heads", 8}}},
+      {"yuan", {{"num_attention_heads", 1}}},
+      {"yuan", {{"lf_conv2d_group", 3}}},
+      {"yuan", {{"true_vocab_size", 135041}}},
   };
   for (const auto& [family, change] : bad) {
     CAPTURE(change.dump());
@@ -317,4 +332,34 @@ TEST_CASE("families: a config value of the wrong kind is refused by its key") {
       CHECK(error.code() == ErrorCode::kInvalidInput);
     }
   }
+}
+
+TEST_CASE("families: Yuan's rotary precision follows its dtype unless it is said") {
+  const Family& yuan = *find_family_by_name("yuan");
+  const auto in_bf16 = [&](const nlohmann::ordered_json& json) {
+    return read_config(yuan, json, "config.json").rope_in_bf16;
+  };
+  CHECK(in_bf16({{"model_type", "yuan"}}));
+  CHECK(in_bf16({{"torch_dtype", "bfloat16"}}));
+  CHECK_FALSE(in_bf16({{"torch_dtype", "float32"}}));
+  CHECK_FALSE(in_bf16({{"torch_dtype", "bfloat16"}, {"rope_precision", "fp32"}}));
+  CHECK(in_bf16({{"torch_dtype", "float32"}, {"rope_precision", "megatron_bf16"}}));
+
+  // Rounding the weights does not change which arithmetic they were trained for.
+  test::TempDir dir;
+  convert(test::golden("families/yuan"), dir / "narrow", "hf", 1, DType::BF16);
+  CHECK_FALSE(open_model(dir / "narrow").config().rope_in_bf16);
+  convert(dir / "narrow", dir / "wide", "hf", 1, DType::F32);
+  CHECK_FALSE(open_model(dir / "wide").config().rope_in_bf16);
+}
+
+TEST_CASE("families: Yuan ends at eod_token where eos_token_id is not written") {
+  const Family& yuan = *find_family_by_name("yuan");
+  const auto stops = [&](const nlohmann::ordered_json& json) {
+    return read_config(yuan, json, "config.json").eos_token_ids;
+  };
+  CHECK(stops({{"model_type", "yuan"}}) == std::vector<int64_t>{77185});
+  CHECK(stops({{"eod_token", 5}}) == std::vector<int64_t>{5});
+  CHECK(stops({{"eod_token", 5}, {"eos_token_id", 6}}) == std::vector<int64_t>{6});
+  CHECK(stops({{"eod_token", 5}, {"eos_token_id", nullptr}}).empty());
 }

@@ -151,6 +151,36 @@ TEST_CASE("layout: numbered parts of an axis lie in different tensors") {
   CHECK(second.pieces[1].n[0] == 2);
 }
 
+TEST_CASE("layout: Yuan's q_proj and k_proj are the halves of one tensor of query and key rows") {
+  // torch.cat([q_proj, k_proj]).view(heads, 2 d, hidden): row (2 i + c) d + k is feature k of the
+  // query (c = 0) or key (c = 1) of head i, and the first heads * d rows lie in q_proj.
+  const int64_t heads = 6, d = 4, hidden = 5;
+  const AxisSizes sizes = sizes_of(heads, 1, d, hidden, 8, 11);
+  int64_t seen = 0;
+  for (int64_t half = 0; half < 2; ++half) {
+    const BoundLayout bound =
+        bind_layout(parse_layout(half == 0 ? "(kv[0/2] {q group | k} d) hidden"
+                                           : "(kv[1/2] {q group | k} d) hidden"),
+                    sizes, {});
+    CHECK(bound.shape == Shape{heads * d, hidden});
+    REQUIRE(bound.pieces.size() == 2);
+    for (size_t c = 0; c < 2; ++c) {
+      const size_t two = c == 0 ? 2 : 1;
+      for_each(bound.pieces[c], [&](const std::vector<int64_t>& i, int64_t at) {
+        const int64_t feature = i[two] * (d / 2) + i[two + 1];
+        const int64_t row = (2 * i[0] + static_cast<int64_t>(c)) * d + feature;
+        CHECK(row / (heads * d) == half);
+        CHECK(at == (row - half * heads * d) * hidden + i[two + 2]);
+        ++seen;
+      });
+    }
+  }
+  CHECK(seen == 2 * heads * d * hidden);
+  CHECK_THROWS_WITH_AS(bind_layout(parse_layout("(kv[0/2] {q group | k} d) hidden"),
+                                   sizes_of(3, 1, d, hidden, 8, 11), {}),
+                       doctest::Contains("axis 'kv' of 3 does not divide into 2 parts"), Error);
+}
+
 TEST_CASE("layout: ranks of every table line hold each element once or as a declared replica") {
   const char* const lines[] = {
       "({q heads/tp d | k kv/tp d | v kv/tp d}) hidden",
