@@ -24,6 +24,9 @@ struct SentencePieceClass {
   bool add_bos_token, add_eos_token;  ///< when tokenizer_config.json does not say
   std::span<const std::string_view> extra_tokens;
   std::span<const size_t> prefix;  ///< indices into extra_tokens
+  /// Special tokens wherever they stand in a text. Those that are pieces keep their ids, the others
+  /// come behind the pieces in this order. What is between them is a text of its own.
+  std::span<const std::string_view> in_text_tokens = {};
 };
 
 // THUDM/chatglm2-6b tokenization_chatglm.py: every text begins with [gMASK] sop.
@@ -44,6 +47,15 @@ constexpr std::array kClasses = {
 
 constexpr SentencePieceClass kUnknownClass{"", false, false, {}, {}};
 
+// Yuan-2.0 megatron/tokenizer/tokenizer.py, YuanTokenizer: LlamaTokenizer with <eod> for the end,
+// these tokens added in this order, and neither BOS nor EOS whatever the files beside it say.
+constexpr std::array<std::string_view, 16> kYuanTokens = {
+    "<eod>",          "<sep>",           "<pad>",          "<mask>",          "<predict>",
+    "<FIM_SUFFIX>",   "<FIM_PREFIX>",    "<FIM_MIDDLE>",   "<commit_before>", "<commit_msg>",
+    "<commit_after>", "<jupyter_start>", "<jupyter_text>", "<jupyter_code>",  "<jupyter_output>",
+    "<empty_output>"};
+constexpr SentencePieceClass kYuanClass{"LlamaTokenizer", false, false, {}, {}, kYuanTokens};
+
 class SentencePieceDecode;
 
 class SentencePieceTokenizer : public Tokenizer {
@@ -62,6 +74,11 @@ class SentencePieceTokenizer : public Tokenizer {
 
   bool is_piece(int32_t id) const { return id >= 0 && id < piece_count_; }
   void add_extra_tokens(const SentencePieceClass& traits, const TokenizerConfig& config);
+  void add_in_text_tokens(const SentencePieceClass& traits);
+  void encode_text(std::string_view text, std::vector<int32_t>& ids) const;
+  bool is_in_text_token(int32_t id) const {
+    return std::find(in_text_ids_.begin(), in_text_ids_.end(), id) != in_text_ids_.end();
+  }
   void choose_frame(const SentencePieceClass& traits, const TokenizerConfig& config,
                     const std::string& where);
 
@@ -71,6 +88,8 @@ class SentencePieceTokenizer : public Tokenizer {
   int64_t vocab_size_ = 0;
   std::vector<int32_t> prefix_, suffix_;
   std::vector<AddedToken> extra_tokens_;  ///< those behind the pieces, by id
+  AddedTokenMatcher in_text_tokens_;
+  std::vector<int32_t> in_text_ids_;  ///< of in_text_tokens_
 };
 
 /// SentencePieceProcessor::Decode, id by id (sentencepiece_processor.cc).
@@ -86,6 +105,12 @@ class SentencePieceDecode : public DecodeState {
       return;
     }
     end_bytes(text);
+    if (tokenizer_.is_in_text_token(id)) {
+      if (!skip_special_tokens_) text += tokenizer_.find_spelling(id).value_or("");
+      at_start_ = true;
+      prefix_space_seen_ = printed_ = false;
+      return;
+    }
     // The space of the dummy prefix belongs to the first piece that prints something.
     if (prefix_space_seen_ || printed_) at_start_ = false;
     prefix_space_seen_ = false;
@@ -166,6 +191,11 @@ SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& path
   }
   piece_count_ = processor_.GetPieceSize();
   vocab_size_ = piece_count_;
+  if (config.model_type == "yuan") {
+    add_in_text_tokens(kYuanClass);
+    add_extra_tokens(kYuanClass, config);
+    return;
+  }
   const auto kind = std::find_if(kClasses.begin(), kClasses.end(), [&](const auto& entry) {
     return entry.tokenizer_class == config.tokenizer_class;
   });
@@ -179,6 +209,22 @@ SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& path
   const SentencePieceClass& traits = kind != kClasses.end() ? *kind : kUnknownClass;
   add_extra_tokens(traits, config);
   choose_frame(traits, config, where);
+}
+
+void SentencePieceTokenizer::add_in_text_tokens(const SentencePieceClass& traits) {
+  for (const std::string_view content : traits.in_text_tokens) {
+    AddedToken token;
+    token.content = content;
+    token.special = true;
+    if (const auto id = find_token(content)) {
+      token.id = *id;
+    } else {
+      token.id = static_cast<int32_t>(vocab_size_++);
+      extra_tokens_.push_back(token);
+    }
+    in_text_ids_.push_back(token.id);
+    in_text_tokens_.add(content, token);
+  }
 }
 
 void SentencePieceTokenizer::add_extra_tokens(const SentencePieceClass& traits,
@@ -227,16 +273,29 @@ void SentencePieceTokenizer::choose_frame(const SentencePieceClass& traits,
 
 std::vector<int32_t> SentencePieceTokenizer::encode(std::string_view text,
                                                     bool add_special_tokens) const {
+  const std::string valid = to_valid_utf8(text);
+  std::vector<Segment> segments;
+  in_text_tokens_.split(valid, segments);
+  std::vector<int32_t> ids;
+  if (add_special_tokens) ids = prefix_;
+  for (const Segment& segment : segments) {
+    if (segment.id >= 0) {
+      ids.push_back(segment.id);
+    } else {
+      encode_text(std::string_view(valid).substr(segment.begin, segment.end - segment.begin), ids);
+    }
+  }
+  if (add_special_tokens) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
+  return ids;
+}
+
+void SentencePieceTokenizer::encode_text(std::string_view text, std::vector<int32_t>& ids) const {
   std::vector<int> pieces;
-  const auto status = processor_.Encode(to_valid_utf8(text), &pieces);
+  const auto status = processor_.Encode(text, &pieces);
   if (!status.ok()) {
     throw Error(ErrorCode::kInternal, "libsentencepiece: " + printable(status.ToString()));
   }
-  std::vector<int32_t> ids;
-  if (add_special_tokens) ids = prefix_;
   ids.insert(ids.end(), pieces.begin(), pieces.end());
-  if (add_special_tokens) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
-  return ids;
 }
 
 std::unique_ptr<DecodeState> SentencePieceTokenizer::start_decode(bool skip_special_tokens) const {
@@ -262,6 +321,7 @@ std::optional<std::string> SentencePieceTokenizer::find_spelling(int32_t id) con
 }
 
 bool SentencePieceTokenizer::is_special(int32_t id) const {
+  if (is_in_text_token(id)) return true;
   if (is_piece(id)) return processor_.IsControl(id);
   return std::any_of(extra_tokens_.begin(), extra_tokens_.end(),
                      [&](const AddedToken& extra) { return extra.id == id && extra.special; });

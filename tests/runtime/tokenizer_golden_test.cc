@@ -234,6 +234,58 @@ TEST_CASE("tokenizer: published SentencePiece models give the ids of sentencepie
   }
 }
 
+TEST_CASE("tokenizer: Yuan 2.0 finds its special tokens in a text and frames it with nothing") {
+  const auto path = test::test_data("tokenizers/yuan2/tokenizer.model");
+  if (!path) return;
+  // The published folder's own tokenizer_config.json asks for BOS and EOS; Yuan's code does not.
+  const test::TempDir directory;
+  for (const char* name : {"tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"}) {
+    std::filesystem::create_symlink(std::filesystem::absolute(path->parent_path() / name),
+                                    directory / name);
+  }
+  std::ofstream(directory / "config.json") << R"({"model_type": "yuan"})";
+  const auto tokenizer = open_tokenizer(directory.path());
+  REQUIRE(tokenizer != nullptr);
+  const Json golden = golden_json("real/yuan2_tokens.json");
+  for (const auto& [token, id] : golden.at("tokens").items()) {
+    CAPTURE(token);
+    CHECK(tokenizer->find_token(token) == id.get<int32_t>());
+    CHECK(tokenizer->find_spelling(id.get<int32_t>()) == token);
+    CHECK(tokenizer->is_special(id.get<int32_t>()));
+  }
+  CHECK(golden.at("tokens").at("<eod>") == 77185);
+  CHECK(golden.at("tokens").at("<FIM_MIDDLE>") == 134957);
+  CHECK(tokenizer->vocab_size() == 134958);
+  for (const Json& c : golden.at("cases")) {
+    CAPTURE(c.at("input").get<std::string>());
+    const std::vector<int32_t> ids = ids_of(c.at("ids"));
+    CHECK(tokenizer->encode(c.at("input").get<std::string>(), true) == ids);
+    CHECK(tokenizer->encode(c.at("input").get<std::string>(), false) == ids);
+    CHECK(tokenizer->decode(ids, false) == c.at("text").get<std::string>());
+    CHECK(tokenizer->decode(ids, true) == c.at("plain").get<std::string>());
+  }
+}
+
+TEST_CASE("tokenizer: Yuan's tokens that are no pieces come behind the pieces") {
+  const test::TempDir directory;
+  const auto model = test::golden("tokenizers/spm_unigram/tokenizer.model");
+  std::filesystem::create_symlink(std::filesystem::absolute(model), directory / "tokenizer.model");
+  const auto plain = open_tokenizer(directory.path());
+  std::ofstream(directory / "config.json") << R"({"model_type": "yuan"})";
+  const auto yuan = open_tokenizer(directory.path());
+  REQUIRE(plain != nullptr);
+  REQUIRE(yuan != nullptr);
+  const auto pieces = static_cast<int32_t>(plain->vocab_size());
+  CHECK(yuan->find_token("<eod>") == pieces);
+  CHECK(yuan->find_token("<sep>") == plain->find_token("<sep>"));  // a piece of this model
+  CHECK(yuan->find_token("<pad>") == pieces + 1);
+  std::vector<int32_t> want = plain->encode("one two", false);
+  want.push_back(pieces);
+  const std::vector<int32_t> rest = plain->encode("three", false);
+  want.insert(want.end(), rest.begin(), rest.end());
+  CHECK(yuan->encode("one two<eod>three", true) == want);
+}
+
 TEST_CASE("tokenizer: the vectors of llama.cpp hold") {
   for (const auto& [vector, file] :
        {std::pair<std::string, std::string>{"gpt-2", "gpt2/tokenizer.json"},

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -294,6 +295,31 @@ def sentencepiece_golden(path, cases, rng):
             "soups": [{"ids": s, "text": model.decode(s)} for s in soups]}
 
 
+YUAN_TOKENS = ["<eod>", "<sep>", "<pad>", "<mask>", "<predict>", "<FIM_SUFFIX>", "<FIM_PREFIX>", "<FIM_MIDDLE>", "<commit_before>", "<commit_msg>",
+               "<commit_after>", "<jupyter_start>", "<jupyter_text>", "<jupyter_code>", "<jupyter_output>", "<empty_output>"]
+YUAN_TEXTS = ["a<sep>b", "Who are you?<sep>", "<sep>", "", "<sep><sep> x", "one<n>two<sep>three<eod>", "<FIM_PREFIX>def f():<FIM_SUFFIX>\n<FIM_MIDDLE>",
+              "<mask> <predict>", "<eo<eod>d>", "<eod", "北京是中国的首都<sep>是的。<eod>", "a <sep> b", "<s></s><unk>", "<commit_msg>fix<commit_after>", "\U0001f600<pad>\U0001f600",
+              "<empty_output><jupyter_start>x"]
+
+
+def yuan_golden(path):
+    """What lies between special tokens is a text of its own to sentencepiece; those that are no pieces come behind the pieces, in order."""
+    model = sentencepiece.SentencePieceProcessor(model_file=path)
+    ids = {}
+    for token in YUAN_TOKENS:
+        piece = model.piece_to_id(token)
+        is_piece = model.id_to_piece(piece) == token
+        ids[token] = piece if is_piece else model.get_piece_size() + sum(i >= model.get_piece_size() for i in ids.values())
+    pattern = re.compile("(" + "|".join(map(re.escape, sorted(YUAN_TOKENS, key=len, reverse=True))) + ")")
+    cases = []
+    for text in YUAN_TEXTS:
+        parts = [part for part in pattern.split(text) if part]
+        cases.append({"input": text, "ids": [i for part in parts for i in ([ids[part]] if part in ids else model.encode(part))],
+                      "text": "".join(part if part in ids else model.decode(model.encode(part)) for part in parts),
+                      "plain": "".join(model.decode(model.encode(part)) for part in parts if part not in ids)})
+    return {"tokens": ids, "cases": cases}
+
+
 def opt_folder(tokenizer):
     """vocab.json and merges.txt as the early OPT repositories have them; the oracle is transformers."""
     import transformers
@@ -348,6 +374,7 @@ def main():
         write(f"real/{name}.json", [{"ids": tokenizer.encode(t).ids, "text": tokenizer.decode(tokenizer.encode(t).ids)} for t in few])
     for name in ["llama2", "baichuan2", "chatglm2", "yuan2"]:
         write(f"real/{name}_model.json", sentencepiece_golden(os.path.join(root, name, "tokenizer.model"), few, random.Random(5)))
+    write("real/yuan2_tokens.json", yuan_golden(os.path.join(root, "yuan2", "tokenizer.model")))
     write("real/stories260K_model.json",
           sentencepiece_golden(os.path.join(arguments.data, "models/llama-stories260K/tokenizer.model"), few, random.Random(5)))
 
