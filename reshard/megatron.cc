@@ -454,7 +454,9 @@ class ConfigReader {
     if (c_.localized_filtering) {
       c_.family = "yuan";
       c_.norm_eps = 1e-6;  // a constant of Yuan's code
-      c_.rope_in_bf16 = true;
+      // A table in BF16 is what the BF16 wrapper of Megatron makes of it, and no other.
+      c_.rope_in_bf16 = std::any_of(checkpoint_.tensors.begin(), checkpoint_.tensors.end(),
+                                    [](const auto& tensor) { return tensor.dtype == DType::BF16; });
       c_.bos_token_id = c_.pad_token_id = 77185;
       c_.eos_token_ids = {77185};
       return;

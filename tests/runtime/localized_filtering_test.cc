@@ -210,6 +210,24 @@ TEST_CASE("localized filtering: a sequence does not see its neighbours nor who h
   }
 }
 
+TEST_CASE("localized filtering: Megatron's files run as the Hugging Face form of the model does") {
+  const auto folder = test::golden("megatron/yuan");
+  const std::vector<int32_t> ids = {5, 6, 7, 8, 9, 10, 11, 12, 3, 2};
+  const auto run = [&](const char* name, int tp, int pp) {
+    EngineOptions options;
+    options.tp = tp;
+    options.pp = pp;
+    options.threads = 1;
+    return Engine(reshard::open_model(folder / name), options).prompt_logits(ids);
+  };
+  const std::vector<float> want = run("hf", 1, 1);
+  CHECK(run("pp3", 1, 1) == want);
+  CHECK(run("pp3", 2, 2) == want);
+  CHECK(run("merged-tp2", 4, 1) == want);
+  CHECK(reshard::open_model(folder / "pp3").config().rope_in_bf16);
+  CHECK(reshard::open_model(folder / "hf").config().rope_in_bf16);
+}
+
 TEST_CASE("localized filtering: the rotary precision can be chosen for a run") {
   const auto model = reshard::open_model(test::golden("families/yuan"));
   const std::vector<int32_t> ids = {5, 6, 7, 8, 9, 10, 11, 12};
