@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "formats/core/aligned_buffer.h"
+#include "formats/core/atomic_directory.h"
 #include "formats/core/block_digest.h"
 #include "formats/core/cancel.h"
 #include "formats/core/error.h"
@@ -90,20 +91,6 @@ void read_range(const fs::path& path, const Range& range, AlignedBuffer& buffer,
   range.reading->digest.merge(digest);
 }
 
-/// Names of all files below, folders left out, links as files.
-std::vector<std::string> files_below(const fs::path& directory) {
-  std::vector<std::string> names;
-  std::error_code ec;
-  fs::recursive_directory_iterator it(directory, ec);
-  for (; !ec && it != fs::recursive_directory_iterator(); it.increment(ec)) {
-    if (it->is_directory(ec) && !it->is_symlink(ec)) continue;
-    names.push_back(it->path().lexically_relative(directory).generic_string());
-  }
-  if (ec) throw Error(ErrorCode::kEnvironment, "cannot list: " + ec.message(), directory.string());
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
 }  // namespace
 
 CheckResult check_directory(const fs::path& directory, const CheckOptions& options) {
@@ -171,7 +158,7 @@ CheckResult check_directory(const fs::path& directory, const CheckOptions& optio
             [](const CheckFault& a, const CheckFault& b) { return a.file < b.file; });
   std::set<std::string_view> known;
   for (const ManifestFile& file : manifest.files) known.insert(file.name);
-  for (std::string& name : files_below(result.directory)) {
+  for (std::string& name : list_files_below(result.directory)) {
     if (name == kManifestName) continue;
     if (known.count(name) == 0) result.extra.push_back(std::move(name));
   }

@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 
+#include "formats/core/atomic_directory.h"
 #include "formats/core/block_digest.h"
 #include "formats/core/error.h"
 #include "formats/core/file.h"
@@ -151,6 +152,10 @@ OutputSummary write_output(const OutputJob& job, const std::function<void(uint64
   try {
     AtomicDirectory directory(job.target, job.overwrite);
     OutputSummary summary = OutputWriter(job, directory.working_path()).write(progress);
+    if (directory.found_leftover()) {
+      summary.notes.push_back("what a killed run had left in " + directory.working_path().string() +
+                              " is removed");
+    }
     directory.commit();
     return summary;
   } catch (...) {

@@ -45,6 +45,7 @@ struct OutputSummary {
   uint64_t bytes_read = 0, bytes_written = 0;
   size_t num_tensors = 0, num_files = 0;
   std::vector<std::pair<std::string, uint64_t>> overflows;  ///< tensor and count
+  std::vector<std::string> notes;                           ///< for the user, one line each
 };
 
 /// Throws kEnvironment for what would fail for certain: disk space, permission, memory.

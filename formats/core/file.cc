@@ -5,11 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
-#include <cstdio>
 #include <limits>
-#include <random>
 #include <system_error>
 #include <utility>
 
@@ -24,20 +21,6 @@ uint64_t regular_file_size(int descriptor, const fs::path& path) {
   if (fstat(descriptor, &status) != 0) throw_errno(path.string(), "cannot stat");
   if (!S_ISREG(status.st_mode)) throw_invalid(path.string(), "not a regular file");
   return static_cast<uint64_t>(status.st_size);
-}
-
-void sync_directory(const fs::path& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) throw_errno(path.string(), "cannot open directory");
-  const int result = ::fsync(descriptor);
-  const int saved = errno;
-  ::close(descriptor);
-  errno = saved;
-  if (result != 0 && saved != EINVAL) throw_errno(path.string(), "cannot sync directory");
-}
-
-fs::path parent_of(const fs::path& path) {
-  return path.has_parent_path() ? path.parent_path() : fs::path(".");
 }
 
 }  // namespace
@@ -189,107 +172,6 @@ std::string read_text_file(const fs::path& path, uint64_t max_bytes) {
   std::string text(static_cast<size_t>(size), '\0');
   file.read_at(std::as_writable_bytes(std::span(text)), 0);
   return text;
-}
-
-AtomicDirectory::AtomicDirectory(fs::path target, bool overwrite)
-    : target_(std::move(target)), overwrite_(overwrite) {
-  if (target_.empty()) throw_usage("destination", "the path is empty", "name a directory");
-  while (!target_.has_filename() && target_.has_relative_path()) target_ = target_.parent_path();
-  check_replaceable();
-  const fs::path parent = parent_of(target_);
-  std::error_code ec;
-  if (!fs::is_directory(parent, ec)) {
-    throw_usage(parent.string(), "no such directory", "make it first");
-  }
-  // mkdir rather than mkdtemp, whose 0700 would have to be widened to what the umask allows.
-  std::random_device random;
-  const std::string start = "." + target_.filename().string().substr(0, 200) + ".llmctl-";
-  for (int attempt = 0;; ++attempt) {
-    char suffix[9];
-    std::snprintf(suffix, sizeof suffix, "%08x", static_cast<unsigned>(random()));
-    working_ = parent / (start + suffix);
-    if (::mkdir(working_.c_str(), 0777) == 0) break;
-    if (errno != EEXIST || attempt == 100) throw_errno(parent.string(), "cannot write here");
-  }
-}
-
-void AtomicDirectory::check_replaceable() {
-  std::error_code ec;
-  const fs::file_status link = fs::symlink_status(target_, ec);
-  const fs::path name = target_.filename();
-  if (!fs::exists(link) && name != "." && name != "..") return;
-  if (!overwrite_) {
-    throw_usage(target_.string(), "already exists",
-                "give --overwrite to replace it, or name another destination");
-  }
-  // The place that a link names is what the user chose; replacing the link would miss its disk.
-  if (fs::is_symlink(link) || name == "." || name == "..") {
-    const fs::path resolved = fs::canonical(target_, ec);
-    if (ec) throw_usage(target_.string(), "a symbolic link that leads nowhere", "remove it first");
-    target_ = resolved;
-  }
-  if (!fs::is_directory(target_, ec)) {
-    throw_usage(target_.string(), "exists and is not a directory", "name another destination");
-  }
-  const fs::path whole = fs::canonical(target_, ec);
-  const fs::path current = fs::current_path(ec);
-  if (!ec && std::mismatch(whole.begin(), whole.end(), current.begin(), current.end()).first ==
-                 whole.end()) {
-    throw_usage(target_.string(), "is or holds the current directory, which cannot be replaced",
-                "name another destination");
-  }
-  struct stat own {
-  }, above{};
-  if (::stat(target_.c_str(), &own) == 0 && ::stat(parent_of(target_).c_str(), &above) == 0 &&
-      own.st_dev != above.st_dev) {
-    throw_usage(target_.string(), "is a mount point, which cannot be replaced",
-                "name a directory inside it");
-  }
-}
-
-AtomicDirectory::~AtomicDirectory() {
-  if (committed_) return;
-  std::error_code ec;
-  fs::remove_all(working_, ec);
-}
-
-void AtomicDirectory::commit() {
-  if (committed_) throw Error(ErrorCode::kInternal, "committed twice", target_.string());
-  try {
-    for (const auto& entry : fs::recursive_directory_iterator(working_)) {
-      if (entry.is_directory()) sync_directory(entry.path());
-    }
-  } catch (const fs::filesystem_error& e) {
-    throw Error(ErrorCode::kEnvironment, "cannot list: " + e.code().message(), working_.string());
-  }
-  sync_directory(working_);
-  std::error_code ec;
-  const bool exists = fs::exists(fs::symlink_status(target_, ec));
-  if (exists && !overwrite_) {
-    throw_usage(target_.string(), "appeared while the output was written",
-                "give --overwrite to replace it");
-  }
-  const unsigned flags = exists ? RENAME_EXCHANGE : RENAME_NOREPLACE;
-  fs::path old = working_;
-  if (::renameat2(AT_FDCWD, working_.c_str(), AT_FDCWD, target_.c_str(), flags) != 0) {
-    if (errno != EINVAL && errno != ENOSYS && errno != EOPNOTSUPP) {
-      throw_errno(target_.string(), "cannot rename into place");
-    }
-    // File systems without renameat2: keep the old tree under a second name until the new stands.
-    old += ".old";
-    if (exists && std::rename(target_.c_str(), old.c_str()) != 0) {
-      throw_errno(target_.string(), "cannot rename");
-    }
-    if (std::rename(working_.c_str(), target_.c_str()) != 0) {
-      const int saved = errno;
-      if (exists) std::rename(old.c_str(), target_.c_str());
-      errno = saved;
-      throw_errno(target_.string(), "cannot rename into place");
-    }
-  }
-  committed_ = true;
-  if (exists) fs::remove_all(old, ec);
-  sync_directory(parent_of(target_));
 }
 
 }  // namespace llmctl

@@ -79,30 +79,4 @@ class MappedFile {
 /// The whole of a small text file. Refuses (kInvalidInput) one longer than `max_bytes`.
 std::string read_text_file(const std::filesystem::path& path, uint64_t max_bytes);
 
-/// A directory that appears complete or not at all. Files go into a hidden sibling of `target`;
-/// `commit` syncs and renames it into place. Not thread-safe; the files inside are the callers'.
-class AtomicDirectory {
- public:
-  /// Requires: the parent of `target` exists. With `overwrite` an existing directory (or the one
-  /// that a symbolic link names) is replaced at commit; without, an existing target throws kUsage
-  /// at once and nothing is written. A file, a mount point and the current directory or one above
-  /// it are never replaced.
-  AtomicDirectory(std::filesystem::path target, bool overwrite);
-  /// Removes the temporary directory unless committed. Never throws.
-  ~AtomicDirectory();
-  AtomicDirectory(const AtomicDirectory&) = delete;
-  AtomicDirectory& operator=(const AtomicDirectory&) = delete;
-
-  const std::filesystem::path& working_path() const { return working_; }
-  /// fsyncs the directory, renames it to the target (exchanging with, then removing, an old one),
-  /// fsyncs the parent. Throws kEnvironment; on failure the old target stands untouched.
-  void commit();
-
- private:
-  void check_replaceable();
-
-  std::filesystem::path target_, working_;
-  bool overwrite_, committed_ = false;
-};
-
 }  // namespace llmctl

@@ -10,6 +10,7 @@
 #include <exception>
 #include <fstream>
 #include <mutex>
+#include <new>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -121,9 +122,13 @@ ThreadPool::ThreadPool(int num_threads)
     : num_threads_(std::max(1, num_threads)), state_(std::make_unique<State>()) {
   state_->may_spin = num_threads_ <= available_cores();
   try {
+    state_->threads.reserve(static_cast<size_t>(num_threads_));
     for (int i = 1; i < num_threads_; ++i) {
       state_->threads.emplace_back([state = state_.get()] { state->worker(); });
     }
+  } catch (const std::bad_alloc&) {
+    state_->join_all();
+    throw;
   } catch (const std::system_error& e) {
     const size_t started = state_->threads.size() + 1;
     state_->join_all();  // a joinable thread must not be destroyed
