@@ -70,6 +70,8 @@ void WriteFlags::add(CLI::App& verb) {
   add_verify(verb, verify);
   add_progress(verb, progress);
   verb.add_flag("--overwrite", overwrite, "Replace DST when it exists, once all is written");
+  verb.add_flag("--resume", resume,
+                "Continue what a killed or failed run of the same command has left");
   verb.add_flag("--dry-run", dry_run, "Print the plan and write nothing");
 }
 
@@ -80,6 +82,7 @@ void WriteFlags::resolve(reshard::ConvertOptions& options) const {
                    : verify.mode == "readback"          ? reshard::Verify::kReadback
                                                         : reshard::Verify::kPass;
   options.overwrite = overwrite;
+  options.resume = resume;
 }
 
 ExitCode carry_out(reshard::Conversion& conversion, const WriteFlags& flags,
@@ -102,6 +105,7 @@ ExitCode carry_out(reshard::Conversion& conversion, const WriteFlags& flags,
   }
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  for (const std::string& note : summary.notes) print_note(note);
   report_overflows(summary, on_overflow);
   const double rate = static_cast<double>(summary.bytes_written) / std::max(seconds, 1e-6);
   char time[32];

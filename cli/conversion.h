@@ -28,7 +28,7 @@ struct WriteFlags {
   uint64_t max_memory = 0;
   VerifyFlags verify;
   std::string progress;
-  bool overwrite = false, dry_run = false;
+  bool overwrite = false, resume = false, dry_run = false;
 
   void add(CLI::App& verb);
   void resolve(reshard::ConvertOptions& options) const;

@@ -4,6 +4,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <cstdlib>
+#include <exception>
 #include <filesystem>
 #include <new>
 #include <string>
@@ -23,9 +25,18 @@ void print_error(const std::string& line) {
                printable(line, 4000) + "\n");
 }
 
+/// A destructor that runs out of memory ends the process (those of JSON documents take some). That
+/// is no reason for a core dump: the line and the code are those of any shortage.
+[[noreturn]] void on_terminate() {
+  const std::exception_ptr error = std::current_exception();
+  if (!error) std::abort();
+  ::_exit(exit_status(report(error)));
+}
+
 }  // namespace
 
 void prepare_process() {
+  std::set_terminate(on_terminate);
   for (int descriptor = STDIN_FILENO; descriptor <= STDERR_FILENO; ++descriptor) {
     // open() takes the lowest free number, which is `descriptor` when that one is closed.
     if (::fcntl(descriptor, F_GETFD) == -1) [[maybe_unused]]

@@ -98,6 +98,27 @@ struct Conversion::State {
     return bytes;
   }
 
+  std::map<std::string, std::string> request() const {
+    const char* policies[] = {"inf", "clamp", "error"};
+    std::string blocks;
+    for (const int64_t layers : options.pipeline_blocks) {
+      blocks += (blocks.empty() ? "" : ",") + std::to_string(layers);
+    }
+    return {{"--to", options.format},
+            {"--tp", std::to_string(options.tp)},
+            {"--pp", std::to_string(options.pp)},
+            {"--pipeline-blocks", blocks},
+            {"--virtual-pp", std::to_string(options.virtual_pp)},
+            {"--megatron-names", options.megatron_names.value_or("")},
+            {"--keep-rng", options.keep_rng ? "given" : ""},
+            {"--dtype", options.dtype ? std::string(dtype_name(*options.dtype)) : ""},
+            {"--on-overflow", policies[static_cast<int>(options.on_overflow)]},
+            {"--ft-exact", options.ft_exact ? "given" : ""},
+            {"--model-name", options.model_name},
+            {"--max-shard-size", std::to_string(options.max_shard_bytes)},
+            {"--verify", options.verify == Verify::kNone ? "none" : "pass or readback"}};
+  }
+
   OutputJob job() const {
     OutputJob job;
     job.plan = &plan;
@@ -111,6 +132,8 @@ struct Conversion::State {
     job.overflow_is_error = options.on_overflow == OnOverflow::kError;
     job.verify = options.verify;
     job.read_back = open_options();
+    job.resume = options.resume;
+    job.request = request();
     job.with_manifest = !options.ft_exact;
     job.format = options.format;
     job.geometry = geometry;

@@ -45,7 +45,8 @@ struct Budget {
   uint64_t slab_bytes = 4 * kMiB, most_slab_bytes = 8 * kMiB;
   uint64_t staged_bytes = 0;
 
-  Budget(int jobs, uint64_t max_memory) : workers(std::max(1, jobs)) {
+  Budget(int jobs, uint64_t max_memory, const std::optional<UnitSizes>& given = {})
+      : workers(std::max(1, jobs)) {
     // The process, its plan and what the libraries take while running are there already.
     const uint64_t taken = resident_bytes() + 8 * kMiB;
     uint64_t free = max_memory > taken ? max_memory - taken : 0;
@@ -58,6 +59,11 @@ struct Budget {
     }
     while (needed() > free / 4 * 3 && workers > 1) --workers;
     staged_bytes = free > needed() ? free - needed() : 2 * kMiB;
+    if (given) {
+      slab_bytes = given->slab_bytes;
+      most_slab_bytes = given->most_slab_bytes;
+      staged_bytes = given->staged_bytes;
+    }
   }
 };
 
@@ -141,7 +147,7 @@ class Executor {
       : plan_(plan),
         sink_(sink),
         options_(options),
-        budget_(options.jobs, options.max_memory),
+        budget_(options.jobs, options.max_memory, options.unit_sizes),
         files_(plan.model->checkpoint(), options.leave_page_cache),
         units_(plan, unit_options()),
         staging_(std::max(budget_.staged_bytes, uint64_t{1})),
@@ -160,8 +166,11 @@ class Executor {
     ThreadPool pool(budget_.workers);
     pool.parallel_for(static_cast<int64_t>(units.size()), [&](int64_t i) {
       throw_if_cancelled();
+      const auto index = static_cast<size_t>(i);
+      if (options_.observer != nullptr && options_.observer->skip_unit(index)) return;
       std::unique_ptr<Worker> worker = take_worker();
-      run_unit(units[static_cast<size_t>(i)], *worker);
+      run_unit(units[index], *worker);
+      if (options_.observer != nullptr) options_.observer->end_unit(index);
       const std::lock_guard lock(workers_mutex_);
       idle_workers_.push_back(std::move(worker));
     });
@@ -629,6 +638,11 @@ class Executor {
 };
 
 }  // namespace
+
+UnitSizes choose_unit_sizes(int jobs, uint64_t max_memory) {
+  const Budget budget(jobs, max_memory);
+  return {budget.slab_bytes, budget.most_slab_bytes, budget.staged_bytes};
+}
 
 std::vector<TensorOverflow> execute(const Plan& plan, TensorSink& sink,
                                     const ExecuteOptions& options) {

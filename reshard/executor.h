@@ -41,7 +41,21 @@ class TransferObserver {
   virtual void on_read(int source, int64_t lo, std::span<const std::byte> bytes) = 0;
   /// A range of a target tensor, from element `lo` of it, as it goes to the sink; each once.
   virtual void on_write(size_t tensor, int64_t lo, std::span<const std::byte> bytes) = 0;
+  /// Before a unit of work, which one thread does from here to end_unit. True: it is passed over,
+  /// because its target is complete; end_unit is then not called.
+  virtual bool skip_unit(size_t unit) {
+    (void)unit;
+    return false;
+  }
+  virtual void end_unit(size_t unit) { (void)unit; }
 };
+
+/// What decides, with the plan and the sink, into which units the work is cut.
+struct UnitSizes {
+  uint64_t slab_bytes = 0, most_slab_bytes = 0, staged_bytes = 0;
+};
+/// What `execute` takes for these limits, by the memory that the process has now.
+UnitSizes choose_unit_sizes(int jobs, uint64_t max_memory);
 
 struct ExecuteOptions {
   int jobs = 1;
@@ -59,6 +73,8 @@ struct ExecuteOptions {
   /// Reads every whole replica (reshard/whole_replicas.h) of a stored tensor beside it and refuses
   /// (kInvalidInput, naming both) what differs. Other overlaps are for check_replicas.
   bool compare_replicas = false;
+  /// Absent: chosen. With the same sizes, plan and sink a unit's number means the same work.
+  std::optional<UnitSizes> unit_sizes;
   TransferObserver* observer = nullptr;  ///< may be null; outlives the call
 };
 

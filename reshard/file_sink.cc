@@ -107,8 +107,11 @@ FileSink::FileSink(fs::path directory, std::vector<formats::FilePlan> files, siz
                choose_write_mode(directory, leave_page_cache)) {}
 
 FileSink::FileSink(fs::path directory, std::vector<formats::FilePlan> files, size_t num_tensors,
-                   WriteMode mode)
-    : directory_(std::move(directory)), mode_(mode), places_(num_tensors) {
+                   WriteMode mode, Existing existing)
+    : directory_(std::move(directory)),
+      mode_(mode),
+      writes_on_(existing == Existing::kWriteOn),
+      places_(num_tensors) {
   std::set<fs::path> folders;
   for (formats::FilePlan& plan : files) {
     auto target = std::make_unique<Target>();
@@ -134,12 +137,21 @@ FileSink::FileSink(fs::path directory, std::vector<formats::FilePlan> files, siz
     target->plan = std::move(plan);
     targets_.push_back(std::move(target));
   }
-  for (const auto& target : targets_) create(*target);
+  for (const auto& target : targets_) create(*target, existing);
 }
 
 FileSink::~FileSink() = default;
 
-void FileSink::create(Target& target) {
+void FileSink::create(Target& target, Existing existing) {
+  if (existing == Existing::kWriteOn) {
+    const fs::path path = directory_ / target.plan.name;
+    std::error_code ec;
+    if (fs::is_regular_file(fs::symlink_status(path, ec)) &&
+        File::open_read(path).size_bytes() == target.plan.size_bytes) {
+      return;
+    }
+    fs::remove(path, ec);
+  }
   File file = File::create(directory_ / target.plan.name);
   file.allocate(target.plan.size_bytes);
 }
@@ -216,19 +228,44 @@ void FileSink::add_crc(Target& target, size_t tensor, uint64_t offset,
 }
 
 void FileSink::write(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) {
+  take(tensor, offset_bytes, bytes, false);
+}
+
+void FileSink::adopt(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) {
+  take(tensor, offset_bytes, bytes, true);
+}
+
+void FileSink::write_fragments() {
+  for (const std::unique_ptr<Target>& target : targets_) {
+    {
+      const std::lock_guard lock(target->mutex);
+      if (target->pages.empty()) continue;
+    }
+    const std::shared_ptr<Opened> file = opened(*target);
+    const std::lock_guard lock(target->mutex);
+    for (const auto& [page, held] : target->pages) {
+      if (!held.data) continue;
+      const auto size = static_cast<size_t>(target->page_size(page));
+      file->file.write_at({held.data.get(), size}, page * kPage);
+    }
+  }
+}
+
+void FileSink::take(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes,
+                    bool on_disk) {
   if (bytes.empty()) return;
   Target& target = *targets_[places_[tensor].file];
   add_crc(target, tensor, offset_bytes, bytes);
   const std::shared_ptr<Opened> file = opened(target);
   const uint64_t at = places_[tensor].offset_bytes + offset_bytes;
-  put(target, *file, at, bytes);
-  if (!file->direct) pass_on(file, at, bytes.size());
+  put(target, *file, at, bytes, on_disk);
+  if (!file->direct && !on_disk) pass_on(file, at, bytes.size());
   count_written(target, *file, bytes.size());
 }
 
 /// Whole pages go to the file at once; the fragments at both ends meet their neighbours in memory.
-void FileSink::put(Target& target, Opened& file, uint64_t offset,
-                   std::span<const std::byte> bytes) {
+void FileSink::put(Target& target, Opened& file, uint64_t offset, std::span<const std::byte> bytes,
+                   bool on_disk) {
   const uint64_t end = offset + bytes.size();
   const uint64_t first = (offset + kPage - 1) / kPage * kPage;
   // A short last page of the file is whole too, though not for O_DIRECT.
@@ -243,7 +280,7 @@ void FileSink::put(Target& target, Opened& file, uint64_t offset,
   BlockDigest digest;
   digest.add(first / kPage, middle);
   const bool fits = reinterpret_cast<uintptr_t>(middle.data()) % kDirectAlignment == 0;
-  (file.direct && fits ? *file.direct : file.file).write_at(middle, first);
+  if (!on_disk) (file.direct && fits ? *file.direct : file.file).write_at(middle, first);
   {
     const std::lock_guard lock(target.mutex);
     target.digest.merge(digest);
@@ -263,8 +300,12 @@ void FileSink::put_fragment(Target& target, Opened& file, uint64_t offset,
     const std::lock_guard lock(target.mutex);
     Target::Page& held = target.pages[page];
     if (held.filled == 0 && held_pages_.load() < kMostHeldPages) {
-      held.data = std::make_unique_for_overwrite<std::byte[]>(kPage);
+      held.data = std::make_unique<std::byte[]>(kPage);
       ++held_pages_;
+      // What an earlier run has written beside the fragment must outlast write_fragments.
+      if (writes_on_) {
+        file.file.read_at({held.data.get(), static_cast<size_t>(size)}, page * kPage);
+      }
     }
     if (held.data) {
       std::memcpy(held.data.get() + offset % kPage, bytes.data(), bytes.size());

@@ -30,6 +30,9 @@ std::string_view write_mode_name(WriteMode mode);
 /// large ones a block is written past it, to see whether the file system can.
 WriteMode choose_write_mode(const std::filesystem::path& directory, bool large);
 
+/// What becomes of a file that is there already: an error, or it is written on, its size corrected.
+enum class Existing { kRefuse, kWriteOn };
+
 struct FileDigest {
   std::string name;  ///< FilePlan::name
   uint64_t size_bytes = 0;
@@ -45,7 +48,7 @@ class FileSink : public TensorSink {
   /// `directory` exists and is empty as far as the plans' names go; folders in names are made.
   /// Throws kEnvironment when the disk is full or a file cannot be made.
   FileSink(std::filesystem::path directory, std::vector<formats::FilePlan> files,
-           size_t num_tensors, WriteMode mode);
+           size_t num_tensors, WriteMode mode, Existing existing = Existing::kRefuse);
   /// Chooses the mode: for a large job that is to leave the page cache alone, or a small one.
   FileSink(std::filesystem::path directory, std::vector<formats::FilePlan> files,
            size_t num_tensors, bool leave_page_cache);
@@ -53,6 +56,11 @@ class FileSink : public TensorSink {
 
   std::optional<size_t> phase(size_t tensor, uint64_t offset_bytes) override;
   void write(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) override;
+  /// Counts bytes as written that an earlier run has written there, as a digest has shown.
+  void adopt(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes);
+  /// Writes the pages that are held in memory because a part of them is still to come, as far as
+  /// they are there, so that a run that is killed leaves them to the next.
+  void write_fragments();
 
   /// After the last tensor: writes files that hold no tensor, checks that every byte of every file
   /// was written (kInternal otherwise) and flushes them all, and their directories, to the disk.
@@ -69,9 +77,11 @@ class FileSink : public TensorSink {
   struct Target;
   struct Opened;
 
-  void create(Target& target);
+  void create(Target& target, Existing existing);
+  void take(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes, bool on_disk);
   std::shared_ptr<Opened> opened(Target& target);
-  void put(Target& target, Opened& file, uint64_t offset, std::span<const std::byte> bytes);
+  void put(Target& target, Opened& file, uint64_t offset, std::span<const std::byte> bytes,
+           bool on_disk = false);
   void put_fragment(Target& target, Opened& file, uint64_t offset,
                     std::span<const std::byte> bytes);
   void count_written(Target& target, Opened& file, uint64_t bytes);
@@ -81,6 +91,7 @@ class FileSink : public TensorSink {
 
   std::filesystem::path directory_;
   WriteMode mode_;
+  bool writes_on_ = false;  // files were there already
   std::vector<std::unique_ptr<Target>> targets_;
   struct Place {
     size_t file = 0;

@@ -120,50 +120,53 @@ std::string source_fingerprint(const formats::Checkpoint& checkpoint) {
   return text_digest(text);
 }
 
-std::string write_manifest(const Manifest& manifest) {
-  Json json;
-  json["llmctl_manifest"] = kManifestVersion;
-  json["llmctl_version"] = manifest.llmctl_version;
-  json["format"] = manifest.format;
-  json["family"] = manifest.family;
-  Json& geometry = json["geometry"];
-  geometry["tensor_parallel_size"] = manifest.geometry.tensor_parallel_size;
-  geometry["pipeline_parallel_size"] = manifest.geometry.pipeline_parallel_size;
-  if (!manifest.geometry.pipeline_blocks.empty()) {
-    geometry["pipeline_blocks"] = manifest.geometry.pipeline_blocks;
-  }
-  json["source"] = {{"format", manifest.source_format},
-                    {"fingerprint", manifest.source_fingerprint}};
-  // One line for each file and tensor: there may be thousands of them.
-  const auto lines = [](const std::vector<Json>& values) {
-    std::string text = "[";
-    for (size_t i = 0; i < values.size(); ++i) {
-      text += std::string(i == 0 ? "\n    " : ",\n    ") + values[i].dump();
-    }
-    return text + (values.empty() ? "]" : "\n  ]");
-  };
-  std::vector<Json> files, tensors;
-  for (const ManifestFile& file : manifest.files) {
-    files.push_back({{"name", file.name}, {"size", file.size_bytes}, {"digest", file.digest}});
-  }
-  for (const CanonicalDigest& tensor : manifest.tensors) {
-    tensors.push_back({{"name", tensor.key},
-                       {"dtype", dtype_name(tensor.dtype)},
-                       {"digest", digest_hex(tensor.digest)}});
-  }
-  std::string text;
+namespace {
+
+/// A JSON string; throws kInvalidInput for text that is not UTF-8.
+std::string quoted(const std::string& text) {
   try {
-    text = json.dump(2);
-    text.resize(text.size() - 2);  // the newline and brace at the end
-    text += ",\n  \"files\": " + lines(files) + ",\n  \"tensors\": " + lines(tensors) + ",\n";
+    return Json(text).dump();
   } catch (const Json::exception&) {
-    std::string name = "a name";
-    for (const ManifestFile& file : manifest.files) {
-      const std::string safe = printable(file.name);
-      if (safe != file.name) name = safe;
-    }
-    throw_invalid(name, "is not UTF-8, so that the manifest cannot name it", "rename the file");
+    throw_invalid(printable(text), "is not UTF-8, so that the manifest cannot name it",
+                  "rename the file");
   }
+}
+
+}  // namespace
+
+std::string write_manifest(const Manifest& manifest) {
+  // One line for each file and tensor: there may be thousands of them.
+  std::string text =
+      "{\n  \"llmctl_manifest\": " + std::to_string(kManifestVersion) +
+      ",\n  \"llmctl_version\": " + quoted(manifest.llmctl_version) +
+      ",\n  \"format\": " + quoted(manifest.format) +
+      ",\n  \"family\": " + quoted(manifest.family) +
+      ",\n  \"geometry\": {\"tensor_parallel_size\": " +
+      std::to_string(manifest.geometry.tensor_parallel_size) +
+      ", \"pipeline_parallel_size\": " + std::to_string(manifest.geometry.pipeline_parallel_size);
+  const std::vector<int64_t>& blocks = manifest.geometry.pipeline_blocks;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    text += (i == 0 ? ", \"pipeline_blocks\": [" : ", ") + std::to_string(blocks[i]);
+  }
+  text += std::string(blocks.empty() ? "}" : "]}") +
+          ",\n  \"source\": {\"format\": " + quoted(manifest.source_format) +
+          ", \"fingerprint\": " + quoted(manifest.source_fingerprint) + "},\n  \"files\": [";
+  const char* separator = "\n    ";
+  for (const ManifestFile& file : manifest.files) {
+    text += separator + ("{\"name\": " + quoted(file.name)) +
+            ", \"size\": " + std::to_string(file.size_bytes) +
+            ", \"digest\": " + quoted(file.digest) + "}";
+    separator = ",\n    ";
+  }
+  text += "\n  ],\n  \"tensors\": [";
+  separator = "\n    ";
+  for (const CanonicalDigest& tensor : manifest.tensors) {
+    text += separator + ("{\"name\": " + quoted(tensor.key)) + ", \"dtype\": \"" +
+            std::string(dtype_name(tensor.dtype)) + "\", \"digest\": \"" +
+            digest_hex(tensor.digest) + "\"}";
+    separator = ",\n    ";
+  }
+  text += "\n  ],\n";
   return text + std::string(kDigestKey) + text_digest(text) + std::string(kDocumentEnd);
 }
 

@@ -1,10 +1,14 @@
 #include "reshard/output.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <optional>
 #include <set>
+#include <sstream>
 
 #include "formats/core/atomic_directory.h"
 #include "formats/core/block_digest.h"
@@ -13,7 +17,9 @@
 #include "formats/core/thread_pool.h"
 #include "reshard/executor.h"
 #include "reshard/file_sink.h"
+#include "reshard/journal.h"
 #include "reshard/preflight.h"
+#include "reshard/resume.h"
 #include "reshard/transfer_check.h"
 
 namespace llmctl::reshard {
@@ -26,16 +32,51 @@ uint64_t OutputJob::bytes_to_write() const {
   return bytes;
 }
 
+namespace {
+
+uint64_t allocated_bytes(const fs::path& directory) {
+  std::error_code ec;
+  uint64_t bytes = 0;
+  if (!fs::is_directory(fs::symlink_status(directory, ec))) return 0;
+  for (const std::string& name : list_files_below(directory)) {
+    struct stat status {};
+    if (::lstat((directory / name).c_str(), &status) == 0) {
+      bytes += static_cast<uint64_t>(status.st_blocks) * 512;
+    }
+  }
+  return bytes;
+}
+
+}  // namespace
+
 void check_resources(const OutputJob& job) {
-  check_destination(job.target, job.bytes_to_write());
-  check_memory(job.max_memory, job.jobs);
+  // What an earlier run has left is written over, or removed first.
+  const uint64_t there = allocated_bytes(AtomicDirectory::working_path_of(job.target));
+  check_destination(job.target, job.bytes_to_write() - std::min(job.bytes_to_write(), there));
+  // Buffers take what the job needs, up to the limit.
+  constexpr uint64_t kLeastBytes = uint64_t{64} << 20;
+  check_memory(std::min(job.max_memory, kLeastBytes + job.bytes_to_write()), job.jobs);
 }
 
 namespace {
 
+/// Work worth keeping for a later --resume when nobody has asked for that.
+constexpr uint64_t kWorthKeeping = uint64_t{1} << 30;
+/// Small results stay in the page cache for whoever uses them next.
+constexpr uint64_t kLargeJob = uint64_t{2} << 30;
+
+/// LLMCTL_JOURNAL_BYTES: how much is done between two entries of the journal; for tests, whose jobs
+/// are small.
+uint64_t journal_interval() {
+  const char* text = std::getenv("LLMCTL_JOURNAL_BYTES");
+  const unsigned long long bytes = text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
+  return bytes > 0 ? bytes : uint64_t{1} << 30;
+}
+
 class OutputWriter {
  public:
-  OutputWriter(const OutputJob& job, const fs::path& folder) : job_(job), folder_(folder) {}
+  OutputWriter(const OutputJob& job, AtomicDirectory& directory)
+      : job_(job), directory_(directory), folder_(directory.working_path()) {}
 
   OutputSummary write(const std::function<void(uint64_t)>& progress) {
     OutputSummary summary;
@@ -43,10 +84,12 @@ class OutputWriter {
     summary.bytes_written = job_.bytes_to_write();
     summary.num_tensors = job_.plan->tensors.size();
     summary.num_files = job_.files.size() + job_.side_files.size();
-    // Small results stay in the page cache for whoever uses them next.
-    constexpr uint64_t kLargeJob = uint64_t{2} << 30;
     const bool large = summary.bytes_read + summary.bytes_written > kLargeJob;
-    FileSink sink(folder_, job_.files, job_.plan->tensors.size(), large);
+    const WriteMode mode = choose_write_mode(folder_, large);
+    Journal journal = start_journal(mode, summary);
+    const bool continues = !journal.units().empty();
+    FileSink sink(folder_, job_.files, job_.plan->tensors.size(), mode,
+                  directory_.found_leftover() ? Existing::kWriteOn : Existing::kRefuse);
     std::optional<TransferCheck> check;
     if (job_.verify != Verify::kNone) check.emplace(*job_.plan, job_.overflow);
     ExecuteOptions options;
@@ -56,26 +99,132 @@ class OutputWriter {
     options.overflow_is_error = job_.overflow_is_error;
     options.leave_page_cache = large;
     options.progress = progress;
-    if (check) options.observer = &*check;
-    for (const TensorOverflow& overflow : execute(*job_.plan, sink, options)) {
-      summary.overflows.emplace_back(job_.plan->tensors[overflow.tensor].target.name,
-                                     overflow.count);
+    options.unit_sizes = sizes_;
+    ResumableTransfer::Setup setup;
+    setup.plan = job_.plan;
+    setup.files = &job_.files;
+    setup.folder = folder_;
+    setup.sink = &sink;
+    setup.check = check ? &*check : nullptr;
+    setup.journal = &journal;
+    setup.progress = progress;
+    setup.interval_bytes = journal_interval();
+    ResumableTransfer transfer(std::move(setup));
+    options.observer = &transfer;
+    try {
+      for (const TensorOverflow& overflow : execute(*job_.plan, sink, options)) {
+        summary.overflows.emplace_back(job_.plan->tensors[overflow.tensor].target.name,
+                                       overflow.count);
+      }
+      complete(sink, check ? &*check : nullptr);
+    } catch (const Error& error) {
+      // What a fault of the data or of llmctl has ended would end there again.
+      const bool may_pass = error.code() == ErrorCode::kEnvironment;
+      if (!may_pass && error.code() != ErrorCode::kInterrupted) throw;
+      if (!keep_for_resume(transfer) || !may_pass) throw;
+      throw Error(error.code(), error.message(), error.where(),
+                  error.hint() + (error.hint().empty() ? "" : ", then ") +
+                      "repeat the command with --resume to continue");
     }
-    copy_side_files();
-    sink.finish();
-    std::vector<CanonicalDigest> tensors;
-    if (check) tensors = check->finish();
-    const std::vector<ManifestFile> files = list_files(sink);
-    if (job_.verify == Verify::kReadback) read_back(tensors, check->compared());
-    if (job_.with_manifest) write_manifest_file(files, std::move(tensors));
+    if (continues) {
+      summary.notes.push_back("continued: " + std::to_string(transfer.resumed_bytes()) +
+                              " bytes were there already");
+    }
+    std::error_code ec;
+    fs::remove(folder_ / kJournalName, ec);
     return summary;
   }
 
  private:
+  /// All that comes after the tensors.
+  void complete(FileSink& sink, const TransferCheck* check) {
+    copy_side_files();
+    sink.finish();
+    std::vector<CanonicalDigest> tensors;
+    if (check != nullptr) tensors = check->finish();
+    const std::vector<ManifestFile> files = list_files(sink);
+    if (job_.verify == Verify::kReadback) read_back(tensors, check->compared());
+    if (job_.with_manifest) write_manifest_file(files, std::move(tensors));
+  }
+
+  JournalHeader journal_header(WriteMode mode, const UnitSizes& sizes) const {
+    const formats::Checkpoint& source = job_.plan->model->checkpoint();
+    JournalHeader header = job_.request;
+    header["llmctl"] = llmctl_version();
+    header["source"] = source_fingerprint(source) + " " + file_stamps(source);
+    header["plan"] = plan_fingerprint(*job_.plan, job_.files);
+    header["write mode"] = write_mode_name(mode);
+    header["unit sizes"] = std::to_string(sizes.slab_bytes) + " " +
+                           std::to_string(sizes.most_slab_bytes) + " " +
+                           std::to_string(sizes.staged_bytes);
+    return header;
+  }
+
+  /// The journal of an earlier run of the same job, or a new one in an empty folder.
+  Journal start_journal(WriteMode mode, OutputSummary& summary) {
+    const fs::path path = folder_ / kJournalName;
+    sizes_ = choose_unit_sizes(job_.jobs, job_.max_memory);
+    if (directory_.found_leftover() && job_.resume) {
+      if (std::optional<Journal> journal = Journal::open(path)) {
+        if (adopt_sizes(*journal)) {
+          check_same_job(journal->header(), journal_header(mode, sizes_));
+          return std::move(*journal);
+        }
+      }
+      directory_.clear();
+      summary.notes.push_back("nothing to continue in " + folder_.string() + ": starts anew");
+    }
+    return Journal::create(path, journal_header(mode, sizes_));
+  }
+
+  /// Work is cut as it was, whatever memory there is to-day.
+  bool adopt_sizes(const Journal& journal) {
+    const auto it = journal.header().find("unit sizes");
+    if (it == journal.header().end()) return false;
+    std::istringstream words(it->second);
+    UnitSizes sizes;
+    if (!(words >> sizes.slab_bytes >> sizes.most_slab_bytes >> sizes.staged_bytes)) return false;
+    sizes_ = sizes;
+    return true;
+  }
+
+  void check_same_job(const JournalHeader& then, const JournalHeader& now) {
+    const auto value = [](const JournalHeader& header, const std::string& name) {
+      const auto it = header.find(name);
+      return it == header.end() || it->second.empty() ? std::string("not given") : it->second;
+    };
+    // The flags first: they explain a plan that differs.
+    std::vector<std::string> names;
+    for (const auto& [name, text] : job_.request) names.push_back(name);
+    for (const char* name : {"llmctl", "source", "plan", "write mode"}) names.push_back(name);
+    for (const std::string& name : names) {
+      const std::string before = value(then, name), after = value(now, name);
+      if (before == after) continue;
+      directory_.keep();
+      const bool readable = name != "source" && name != "plan";
+      throw_usage("--resume",
+                  name + (readable ? " was " + printable(before) + ", is " + printable(after)
+                                   : std::string(" is not that of the run to continue")),
+                  "repeat the earlier command, or leave --resume out to start anew");
+    }
+  }
+
+  /// Whether a later run will find what this one has done.
+  bool keep_for_resume(ResumableTransfer& transfer) {
+    try {
+      transfer.flush();
+    } catch (...) {
+      // The first error is the one to tell. What the journal has is good.
+    }
+    if (!job_.resume && transfer.recorded_bytes() < kWorthKeeping) return false;
+    directory_.keep();
+    return true;
+  }
+
   void copy_side_files() {
     for (const fs::path& file : job_.side_files) {
       std::error_code ec;
-      fs::copy_file(file, folder_ / file.filename(), ec);
+      fs::copy_file(file, folder_ / file.filename(), fs::copy_options::overwrite_existing, ec);
       if (ec) {
         throw Error(ErrorCode::kEnvironment, "cannot copy: " + ec.message(), file.string());
       }
@@ -134,13 +283,17 @@ class OutputWriter {
     manifest.files = std::move(files);
     manifest.tensors = std::move(tensors);
     const std::string text = write_manifest(manifest);
+    std::error_code ec;
+    fs::remove(folder_ / kManifestName, ec);
     File file = File::create(folder_ / kManifestName);
     file.write_at(std::as_bytes(std::span(text)), 0);
     file.sync();
   }
 
   const OutputJob& job_;
+  AtomicDirectory& directory_;
   fs::path folder_;
+  UnitSizes sizes_;
 };
 
 }  // namespace
@@ -150,9 +303,10 @@ OutputSummary write_output(const OutputJob& job, const std::function<void(uint64
   std::error_code ec;
   const bool made_parent = !fs::exists(parent, ec) && fs::create_directories(parent, ec);
   try {
-    AtomicDirectory directory(job.target, job.overwrite);
-    OutputSummary summary = OutputWriter(job, directory.working_path()).write(progress);
-    if (directory.found_leftover()) {
+    AtomicDirectory directory(job.target, job.overwrite,
+                              job.resume ? Leftover::kContinue : Leftover::kRemove);
+    OutputSummary summary = OutputWriter(job, directory).write(progress);
+    if (directory.found_leftover() && !job.resume) {
       summary.notes.push_back("what a killed run had left in " + directory.working_path().string() +
                               " is removed");
     }

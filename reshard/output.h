@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,6 +35,10 @@ struct OutputJob {
   bool overflow_is_error = false;
   Verify verify = Verify::kPass;
   OpenOptions read_back;  ///< how to read the output again
+  /// Continues what a killed or failed run of the same job has left; starts when there is nothing.
+  bool resume = false;
+  /// What of the request decides the result: name ("--to") to value. For `resume`.
+  std::map<std::string, std::string> request;
   bool with_manifest = true;
   std::string format;  ///< of the output; for the manifest, with `geometry`
   Geometry geometry;
@@ -51,7 +56,9 @@ struct OutputSummary {
 /// Throws kEnvironment for what would fail for certain: disk space, permission, memory.
 void check_resources(const OutputJob& job);
 
-/// Writes. On any error nothing stands at the target that did not stand there before. Throws what
+/// Writes. On any error nothing stands at the target that did not stand there before; the hidden
+/// folder beside it stays when the job was to resume or a GiB of its work is done. Throws kUsage
+/// when it is to resume and the source or the request are not those of the earlier run, and what
 /// execute and AtomicDirectory throw; kInternal when source and target differ, kEnvironment when
 /// what is read back is not what was written.
 OutputSummary write_output(const OutputJob& job,

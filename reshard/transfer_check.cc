@@ -13,6 +13,7 @@ using formats::StoredTensor;
 /// One canonical tensor.
 struct TransferCheck::Tensor {
   std::string key;
+  size_t index = 0;            // in Model::keys
   std::optional<DType> dtype;  // in the target
   bool is_comparable = true;
   Layers layers;  // of the target's copies
@@ -69,6 +70,7 @@ TransferCheck::TransferCheck(const Plan& plan, kernels::Overflow overflow)
   for (const std::string& key : model.keys()) {
     tensors_.push_back(
         std::make_unique<Tensor>(key, canonical_shape(Model::canonical_of(key), model.sizes())));
+    tensors_.back()->index = tensors_.size() - 1;
     by_key[key] = tensors_.back().get();
   }
   for (size_t i = 0; i < plan.tensors.size(); ++i) {
@@ -110,6 +112,20 @@ TransferCheck::TransferCheck(const Plan& plan, kernels::Overflow overflow)
 TransferCheck::~TransferCheck() = default;
 
 void TransferCheck::on_read(int source, int64_t lo, std::span<const std::byte> bytes) {
+  ReadRecord record;
+  on_read(source, lo, bytes, record);
+}
+
+void TransferCheck::restore(const ReadRecord& record) {
+  for (const ReadRecord::Range& range : record.ranges) {
+    const auto it = sources_.find(range.source);
+    if (it != sources_.end()) it->second->claim(range.begin, range.end);
+  }
+  for (const auto& [tensor, sum] : record.sums) tensors_.at(tensor)->read.fetch_add(sum);
+}
+
+void TransferCheck::on_read(int source, int64_t lo, std::span<const std::byte> bytes,
+                            ReadRecord& record) {
   const auto it = sources_.find(source);
   if (it == sources_.end()) return;
   Source& entry = *it->second;
@@ -119,6 +135,7 @@ void TransferCheck::on_read(int source, int64_t lo, std::span<const std::byte> b
   constexpr int64_t kCastStep = 32 << 10;
   for (const auto& [from, to] : entry.claim(lo, lo + count)) {
     const std::byte* data = bytes.data() + (from - lo) * width;
+    record.ranges.push_back({source, from, to});
     for (const Source::Part& part : entry.parts) {
       if (part.box.end() <= from || part.box.first() >= to) continue;
       const DType dtype = *part.tensor->dtype;
@@ -139,6 +156,7 @@ void TransferCheck::on_read(int source, int64_t lo, std::span<const std::byte> b
         }
       }
       part.tensor->read.fetch_add(sum, std::memory_order_relaxed);
+      record.sums.emplace_back(part.tensor->index, sum);
     }
   }
 }

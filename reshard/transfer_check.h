@@ -10,6 +10,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/convert.h"
@@ -27,12 +28,26 @@ namespace llmctl::reshard {
 /// several dtypes; for them the target's digest is known all the same. Thread-safe.
 class TransferCheck : public TransferObserver {
  public:
+  /// What some reads have added to the digests of the source.
+  struct ReadRecord {
+    struct Range {
+      int source;
+      int64_t begin, end;
+    };
+    std::vector<Range> ranges;                      ///< elements that count as read
+    std::vector<std::pair<size_t, uint64_t>> sums;  ///< by place of the tensor in Model::keys
+  };
+
   /// Requires: `plan` outlives this.
   TransferCheck(const Plan& plan, kernels::Overflow overflow);
   ~TransferCheck() override;
 
   /// A range of a stored tensor, from element `lo`. What is read a second time counts once.
   void on_read(int source, int64_t lo, std::span<const std::byte> bytes) override;
+  /// The same, and adds to `record` what it counted.
+  void on_read(int source, int64_t lo, std::span<const std::byte> bytes, ReadRecord& record);
+  /// Counts what another run has recorded.
+  void restore(const ReadRecord& record);
   /// A range of a target tensor, from element `lo`, each once.
   void on_write(size_t tensor, int64_t lo, std::span<const std::byte> bytes) override;
 

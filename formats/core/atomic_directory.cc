@@ -97,6 +97,10 @@ std::vector<std::string> list_files_below(const fs::path& directory) {
   return names;
 }
 
+fs::path AtomicDirectory::working_path_of(const fs::path& target) {
+  return parent_of(target) / ("." + target.filename().string().substr(0, 200) + ".llmctl-partial");
+}
+
 AtomicDirectory::AtomicDirectory(fs::path target, bool overwrite, Leftover leftover)
     : target_(std::move(target)), overwrite_(overwrite) {
   if (target_.empty()) throw_usage("destination", "the path is empty", "name a directory");
@@ -107,7 +111,7 @@ AtomicDirectory::AtomicDirectory(fs::path target, bool overwrite, Leftover lefto
   if (!fs::is_directory(parent, ec)) {
     throw_usage(parent.string(), "no such directory", "make it first");
   }
-  working_ = parent / ("." + target_.filename().string().substr(0, 200) + ".llmctl-partial");
+  working_ = working_path_of(target_);
   lock_working();
   restore_old();
   try {

@@ -28,6 +28,8 @@ class AtomicDirectory {
   AtomicDirectory& operator=(const AtomicDirectory&) = delete;
 
   const std::filesystem::path& working_path() const { return working_; }
+  /// The working directory that a run for `target` uses, if that is no link.
+  static std::filesystem::path working_path_of(const std::filesystem::path& target);
   /// Whether there was a working directory of a killed run: removed, or with kContinue still there.
   bool found_leftover() const { return found_leftover_; }
   /// Removes what is in the working directory.

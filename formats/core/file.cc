@@ -137,6 +137,10 @@ void File::sync() {
   if (::fsync(descriptor_) != 0) throw_errno(path_.string(), "cannot sync");
 }
 
+void File::sync_data() {
+  if (::fdatasync(descriptor_) != 0) throw_errno(path_.string(), "cannot sync");
+}
+
 void File::drop_cache(uint64_t offset, uint64_t size_bytes) const {
   ::posix_fadvise(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(size_bytes),
                   POSIX_FADV_DONTNEED);

@@ -45,6 +45,8 @@ class File {
   void allocate(uint64_t size_bytes);
   /// fsync.
   void sync();
+  /// fdatasync: the bytes and the size.
+  void sync_data();
   /// Lets go of the page cache of a range that is clean. A hint; never fails.
   void drop_cache(uint64_t offset, uint64_t size_bytes) const;
   /// Starts, and with `wait` completes, writing a range to the disk. A hint: only `sync` promises.

@@ -35,6 +35,10 @@ ACTIONS = {
 }
 
 
+# After which a run is continued with --resume.
+RESUMED = [("read", "KILL"), ("write", "KILL"), ("write", "ENOSPC"), ("sync", "KILL"), ("sync", "EIO"), ("rename", "KILL")]
+
+
 def write_model(folder, layers=2, hidden=16, heads=4, ffn=24, vocab=40):
     """A LLaMA of a few kilobytes, values random."""
     folder.mkdir()
@@ -80,7 +84,8 @@ class Job:
         self.source = root / "source"
 
     def run(self, place, fault=None, count_file=None, extra=()):
-        env = dict(os.environ, LD_PRELOAD=SHIM)
+        # Small as the job is, everything it does is entered into the journal at once.
+        env = dict(os.environ, LD_PRELOAD=SHIM, LLMCTL_JOURNAL_BYTES="1")
         if fault:
             env["LLMCTL_FAULT"] = fault
         if count_file:
@@ -95,11 +100,19 @@ class Job:
         return place
 
 
-def breaches_of(job, fault, old, new):
+def breaches_of_next(job, place, new, resume):
+    """A run without faults mends what one has left, with --resume or without."""
+    again = job.run(place, extra=["--resume"] if resume else [])
+    if again.returncode != 0 or tree(place / job.out) != new:
+        return [f"the next run does not mend it: exit {again.returncode}, {again.stderr!r}"]
+    return []
+
+
+def breaches_of(job, fault, resume, old, new):
     """What was wrong with one run; an empty list is right."""
     place = job.fresh_place()
     try:
-        result = job.run(place, fault)
+        result = job.run(place, fault, extra=["--resume"] if resume else [])
         out = tree(place / job.out)
         state = "old" if out == old else "new" if out == new else "HALF"
         lines = [line for line in result.stderr.splitlines() if not line.startswith("llmctl: note: ")]
@@ -109,9 +122,11 @@ def breaches_of(job, fault, old, new):
         if fault.endswith("KILL"):
             if result.returncode not in (-9, 0):
                 wrong.append(f"exit {result.returncode}")
-            again = job.run(place)
-            if again.returncode != 0 or tree(place / job.out) != new:
-                wrong.append(f"the next run does not mend it: exit {again.returncode}, {again.stderr!r}")
+            wrong += breaches_of_next(job, place, new, resume)
+        elif resume and result.returncode == 4:
+            if len(lines) != 1 or not lines[0].startswith("llmctl: error: "):
+                wrong.append(f"stderr {result.stderr!r}")
+            wrong += breaches_of_next(job, place, new, resume)
         elif result.returncode == 0:
             if state != "new":
                 wrong.append(f"exit 0, but the {state} directory stands")
@@ -120,7 +135,12 @@ def breaches_of(job, fault, old, new):
                 wrong.append(f"exit {result.returncode}")
             if len(lines) != 1 or not lines[0].startswith("llmctl: error: "):
                 wrong.append(f"stderr {result.stderr!r}")
-        left = sorted(entry.name for entry in place.iterdir() if entry.name not in ("source", job.out))
+        left = [entry.name for entry in place.iterdir() if entry.name not in ("source", job.out)]
+        # Memory that ends inside a destructor ends the process like a kill; and a disk that does not confirm that the
+        # new directory stands keeps the old one. Both leave the next run to clear up.
+        if left and result.returncode == 4 and (fault.startswith("malloc:") or state == "new"):
+            wrong += breaches_of_next(job, place, new, resume)
+            left = [entry.name for entry in place.iterdir() if entry.name not in ("source", job.out)]
         if left:
             wrong.append(f"left behind: {left}")
         return wrong
@@ -137,11 +157,12 @@ def points(total):
 
 
 def sweep(job):
-    # The old state is the same model in another dtype, so that every file differs.
+    # The old state is the same model written otherwise, so that every file differs.
     result = job.run(job.root)
     assert result.returncode == 0, result.stderr
     (job.root / job.out).rename(job.root / "complete")
-    result = job.run(job.root, extra=("--dtype", "fp16"))
+    other = ["--megatron-names", "core"] if "reshard" in job.arguments else ["--dtype", "fp16"]
+    result = job.run(job.root, extra=other)
     assert result.returncode == 0, result.stderr
     (job.root / job.out).rename(job.old)
     old, new = tree(job.old), tree(job.root / "complete")
@@ -152,13 +173,14 @@ def sweep(job):
     shutil.rmtree(place)
     counts = {name: int(count) for name, count in map(str.split, (job.root / "counts").read_text().splitlines())}
     assert counts["write"] > 0 and counts["read"] > 0 and counts["malloc"] > 0, counts
-    faults = [f"{call}:{n}:{action}" for call, actions in ACTIONS.items() for action in actions
+    faults = [(f"{call}:{n}:{action}", False) for call, actions in ACTIONS.items() for action in actions
               for n in points(counts[call])]
+    faults += [(f"{call}:{n}:{action}", True) for call, action in RESUMED for n in points(counts[call])]
     bad = 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for fault, wrong in zip(faults, pool.map(lambda fault: breaches_of(job, fault, old, new), faults)):
+        for fault, wrong in zip(faults, pool.map(lambda fault: breaches_of(job, *fault, old, new), faults)):
             for what in wrong:
-                print(f"{job.name} {fault}: {what}")
+                print(f"{job.name} {fault[0]}{' --resume' if fault[1] else ''}: {what}")
             bad += bool(wrong)
     print(f"{job.name}: {len(faults)} faults of {counts}, {bad} breaches")
     return bad
@@ -166,6 +188,7 @@ def sweep(job):
 
 JOBS = {
     "convert to ft": ("2-gpu", ["convert", "source", "2-gpu", "--to", "ft", "--tp", "2"]),
+    "reshard": ("out", ["reshard", "source", "out", "--tp", "2", "--pp", "1"]),
     "convert to hf": ("out", ["convert", "source", "out", "--to", "hf"]),
 }
 
@@ -177,6 +200,10 @@ def main():
             root = pathlib.Path(folder) / str(number)
             root.mkdir()
             write_model(root / "source")
+            if name == "reshard":
+                (root / "source").rename(root / "hf")
+                subprocess.run([LLMCTL, "convert", "hf", "source", "--to", "megatron", "--pp", "2"], cwd=root, check=True,
+                               stderr=subprocess.DEVNULL)
             bad += sweep(Job(name, out, arguments, root))
     sys.exit(1 if bad else 0)
 
