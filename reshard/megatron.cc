@@ -480,6 +480,9 @@ class ConfigReader {
                  c_.intermediate_size == 4 * c_.hidden_size &&
                  c_.activation == Activation::kGeluTanh) {
         c_.family = "bloom";
+      } else if (c_.position == PositionKind::kRotary && !c_.embedding_norm &&
+                 !c_.residual_from_norm && c_.rotary_pairing == RotaryPairing::kHalf) {
+        c_.family = "gpt_neox";
       }
     }
     // Which tokens end a text, Megatron does not say: generation_config.json may, beside it.
@@ -643,6 +646,14 @@ Plan plan_megatron(const Model& model, const MegatronTarget& target,
           ? config.activation == Activation::kSilu || config.activation == Activation::kGelu
           : config.activation == Activation::kGelu || config.activation == Activation::kGeluTanh;
   const std::string& scaling = config.rope_scaling.kind;
+  // Megatron's own scaling has these two and the original length as constants.
+  const RopeScaling& rope = config.rope_scaling;
+  const bool is_own_scaling =
+      scaling != "llama3" || (rope.low_freq_factor == 1.0 && rope.high_freq_factor == 4.0 &&
+                              rope.original_max_position_embeddings == 8192);
+  if (!is_own_scaling || config.attention_scale != 0.0 || config.scale_attn_by_inverse_layer_idx) {
+    throw_usage("Megatron", "no Megatron-LM model computes this rotary scaling or attention scale");
+  }
   if (!is_computed || (scaling != "default" && scaling != "linear" && scaling != "llama3") ||
       config.sliding_window != 0) {
     throw_usage("Megatron",
