@@ -183,7 +183,7 @@ class Planner {
       planned.plus = term(parse_layout(row.rule->plus), layer, rank, planned);
     }
     if (row.rule->step == Step::kDivideByTp) planned.divide = static_cast<double>(options_.tp);
-    planned.target.dtype = options_.dtype(planned.target.shape, common_dtype(planned));
+    planned.target.dtype = options_.dtype(planned.target.shape, common_dtype(planned, row, layer));
     for (const std::vector<CopyOp>* ops : {&planned.ops, &planned.plus}) {
       for (const CopyOp& op : *ops) check_cast(op, planned);
     }
@@ -201,7 +201,7 @@ class Planner {
                                          std::string(dtype_name(planned.target.dtype)));
   }
 
-  DType common_dtype(const PlannedTensor& planned) const {
+  DType common_dtype(const PlannedTensor& planned, const Row& row, int64_t layer) const {
     std::optional<DType> common;
     const auto meet = [&](DType dtype) {
       if (!common) common = dtype;
@@ -211,6 +211,14 @@ class Planner {
     for (const CopyOp& op : planned.plus) meet(stored(op.source).dtype);
     if (planned.product) {
       meet(stored(model_.pieces(planned.product->left).front().tensor).dtype);
+    }
+    if (!common) {
+      // A rank that holds nothing but padding is of the same dtype as the others.
+      for (const std::string& name : row.layout.tensors()) {
+        const std::string key = canonical_key(name, layer);
+        if (!model_.has(key)) continue;
+        for (const SourcePiece& piece : model_.pieces(key)) meet(stored(piece.tensor).dtype);
+      }
     }
     return common.value_or(DType::F32);
   }
