@@ -210,7 +210,16 @@ class ConfigReader {
         info_(*checkpoint.megatron),
         args_(checkpoint, settings),
         where_(checkpoint.path.string()) {
+    std::map<std::string, DType> dtypes;
     for (const formats::StoredTensor& tensor : checkpoint.tensors) {
+      const auto [dtype, first] = dtypes.insert({tensor.name, tensor.dtype});
+      if (!first && dtype->second != tensor.dtype) {
+        throw_invalid(where_,
+                      "tensor '" + printable(tensor.name) + "' is " +
+                          std::string(dtype_name(dtype->second)) + " on one rank and " +
+                          std::string(dtype_name(tensor.dtype)) + " on another",
+                      "the ranks are of different runs");
+      }
       const auto [it, fresh] = shapes_.insert({tensor.name, tensor.shape});
       if (!fresh && it->second != tensor.shape) {
         throw_invalid(where_,

@@ -39,6 +39,8 @@ std::vector<std::pair<std::string, MegatronArg>> megatron_args(const ModelConfig
   const std::vector<int64_t> stages = stage_layers(target);
   const bool is_even =
       std::adjacent_find(stages.begin(), stages.end(), std::not_equal_to<>()) == stages.end();
+  // Megatron's own name before checkpoint_version 3.0, and what it then compares.
+  if (target.version < 3.0) add("model_parallel_size", target.tp);
   add("tensor_model_parallel_size", target.tp);
   add("pipeline_model_parallel_size", target.pp);
   add("transformer_pipeline_model_parallel_size", target.pp);

@@ -7,12 +7,20 @@
 namespace llmctl::reshard {
 namespace {
 
-constexpr int64_t kVocabMultiple = 128;  // make_vocab_size_divisible_by of Megatron and Yuan
+constexpr int64_t kVocabMultiple = 128;  // Megatron's and Yuan's default
 
 /// Rows of the table in the target.
 int64_t vocab_rows(const Model& model, int64_t tp) {
   const ModelConfig& config = model.config();
-  if (model.checkpoint().megatron) return pad_vocab(config.vocab_size, tp, kVocabMultiple);
+  if (const auto& info = model.checkpoint().megatron) {
+    int64_t multiple = kVocabMultiple;
+    if (const auto args = info->args()) {
+      const auto node = args->find("make_vocab_size_divisible_by");
+      const auto own = node ? node->find_int() : std::nullopt;
+      if (own && *own > 0 && *own <= config.vocab_size) multiple = *own;
+    }
+    return pad_vocab(config.vocab_size, tp, multiple);
+  }
   // Yuan's tables do not grow with tp, Megatron's do.
   const int64_t step = kVocabMultiple * (config.localized_filtering ? 1 : tp);
   return pad_vocab((config.vocab_size + step - 1) / step * step, tp, kVocabMultiple);
