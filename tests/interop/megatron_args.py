@@ -53,7 +53,7 @@ _COMMON = dict(
     apply_residual_connection_post_layernorm=False, async_tensor_model_parallel_allreduce=True,
     attention_dropout=0.0, attention_softmax_in_fp32=False, barrier_with_L1_time=True,
     bert_binary_head=True, bert_load=None, bf16=False, bias_dropout_fusion=True,
-    bias_gelu_fusion=False, biencoder_projection_dim=0, biencoder_shared_query_context_model=False,
+    bias_gelu_fusion=True, biencoder_projection_dim=0, biencoder_shared_query_context_model=False,
     block_data_path=None, classes_fraction=1.0, clip_grad=1.0, consumed_train_samples=73241856,
     consumed_valid_samples=0, data_cache_path=None, data_impl="mmap", data_parallel_random_init=False,
     data_parallel_size=1, data_path=["1.0", "/data/corpus/train_text_document"],
@@ -129,7 +129,7 @@ def namespace(geometry, layout):
         values.update(
             tensor_model_parallel_size=layout.tp, pipeline_model_parallel_size=layout.pp,
             transformer_pipeline_model_parallel_size=layout.pp,
-            sequence_parallel=layout.tp > 1 and layout.core,
+            sequence_parallel=layout.sequence_parallel,
             virtual_pipeline_model_parallel_size=layout.vp if layout.vp > 1 else None,
             num_layers_per_virtual_pipeline_stage=(
                 g.layers // (layout.pp * layout.vp) if layout.vp > 1 else None),

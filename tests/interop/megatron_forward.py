@@ -159,7 +159,8 @@ def _layer(checkpoint, x, shards):
             gate, up = y.chunk(2, -1)
             y = F.silu(gate) * up
         else:
-            y = F.gelu(y, approximate="tanh")
+            tanh = args.bias_gelu_fusion or args.openai_gelu
+            y = F.gelu(y, approximate="tanh" if tanh else "none")
         partial.append(y @ w["fc2.weight"].T)
     return x + sum(partial) + shards[0].get("fc2.bias", 0)
 

@@ -167,6 +167,7 @@ class Layout:
     with_args: bool = True
     with_rng: bool = True
     with_optimizer: bool = False
+    sequence_parallel: bool = False
     tied_copy_at_pp1: bool = False  # as Yuan's merge leaves it
 
     @property
