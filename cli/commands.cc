@@ -20,6 +20,7 @@ constexpr std::array kCommands = {
     Command{"check", "Verify a directory that llmctl wrote against its manifest", add_check},
     Command{"diff", "Compare the weights of two checkpoints, whatever their layouts", add_diff},
     Command{"digest", "Fingerprint the weights; no layout changes it", add_digest},
+    Command{"synth", "Make a checkpoint of a model's sizes with random weights", add_synth},
     Command{"run", "Generate text from a checkpoint", add_run},
     Command{"completion", "Print a completion script for bash, zsh or fish", add_completion},
 };

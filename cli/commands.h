@@ -30,6 +30,7 @@ std::span<const Command> command_table();
 Run add_inspect(CLI::App& verb);
 Run add_convert(CLI::App& verb);
 Run add_plan(CLI::App& verb);
+Run add_synth(CLI::App& verb);
 Run add_check(CLI::App& verb);
 Run add_reshard(CLI::App& verb);
 Run add_diff(CLI::App& verb);

@@ -30,7 +30,7 @@ void report_overflows(const reshard::ConvertSummary& summary, const std::string&
 
 }  // namespace
 
-void MegatronFlags::add(CLI::App& verb) {
+void MegatronFlags::add(CLI::App& verb, bool has_source) {
   add_integer(verb, "--pp,--pipeline-parallel-size", pp, 1, 65536, "P",
               "Pipeline-parallel size of a Megatron target (default 1)");
   verb.add_option("--pipeline-blocks", blocks,
@@ -41,6 +41,7 @@ void MegatronFlags::add(CLI::App& verb) {
   static constexpr std::array<std::string_view, 2> kNames = {"legacy", "core"};
   add_choice(verb, "--megatron-names", names, kNames,
              "Names of megatron.model or of megatron.core (default: the source's, else legacy)");
+  if (!has_source) return;
   verb.add_flag("--keep-rng", keep_rng, "Carry the random number state of rank 0 into every rank");
 }
 

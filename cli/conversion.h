@@ -17,7 +17,8 @@ struct MegatronFlags {
   std::string names, blocks;
   bool keep_rng = false;
 
-  void add(CLI::App& verb);
+  /// Without a source there is no random number state to keep.
+  void add(CLI::App& verb, bool has_source = true);
   /// Fills in `options`. Throws kUsage naming the flag.
   void resolve(reshard::ConvertOptions& options) const;
 };

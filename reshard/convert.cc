@@ -8,6 +8,7 @@
 #include "formats/core/error.h"
 #include "formats/faster_transformer.h"
 #include "formats/registry.h"
+#include "reshard/synth.h"
 #include "reshard/target.h"
 
 namespace llmctl::reshard {
@@ -53,7 +54,10 @@ struct Conversion::State {
     if (options.tp < 1 || options.tp > 65536) {
       throw_usage("--tp " + std::to_string(options.tp), "must be at least 1");
     }
-    model = open_model(options.source, open_options());
+    model = options.synth ? describe_model(*options.synth->family, options.synth->config,
+                                           options.synth->dtype,
+                                           "seed " + std::to_string(options.synth->seed))
+                          : open_model(options.source, open_options());
     notes = model.notes();
     if (options.keep_pipeline) options.pp = model.checkpoint().pipeline_parallel_size;
     const bool ft = options.format == "ft";
@@ -137,6 +141,13 @@ struct Conversion::State {
     job.with_manifest = !options.ft_exact;
     job.format = options.format;
     job.geometry = geometry;
+    if (options.synth) {
+      job.fill = [this](TensorSink& sink, const ExecuteOptions& execute_options) {
+        fill_random(plan, options.synth->seed, sink, execute_options);
+      };
+      job.verify = Verify::kNone;
+      job.sparse = options.synth->sparse;
+    }
     return job;
   }
 
@@ -198,13 +209,13 @@ std::string Conversion::describe() const {
     out << "copied: " << file.filename().string() << "\n";
   }
   out << state_->plan.tensors.size() << " tensors in " << state_->files.size() << " files, "
-      << state_->plan.bytes_in() << " bytes to read, " << bytes_to_write() << " bytes to write to "
-      << target_path().string() << "\n";
+      << (state_->options.synth ? 0 : state_->plan.bytes_in()) << " bytes to read, "
+      << bytes_to_write() << " bytes to write to " << target_path().string() << "\n";
   return out.str();
 }
 
 ConvertSummary Conversion::run(const std::function<void(uint64_t)>& progress) {
-  check_replicas(state_->model);
+  if (!state_->options.synth) check_replicas(state_->model);
   return write_output(state_->job(), progress);
 }
 

@@ -20,8 +20,18 @@ namespace llmctl::reshard {
 
 enum class OnOverflow { kInf, kClamp, kError };
 
+/// Random weights in place of a source.
+struct SynthSource {
+  const Family* family = nullptr;
+  ModelConfig config;
+  DType dtype = DType::F32;
+  uint64_t seed = 0;
+  bool sparse = false;  ///< zeros that take no room on the disk, where tensors lie
+};
+
 struct ConvertOptions {
   std::filesystem::path source;
+  std::optional<SynthSource> synth;  ///< `source` is then a name for messages
   /// FasterTransformer: the directory that receives <tp>-gpu, unless it is called that itself.
   std::filesystem::path destination;
   std::string format;  ///< name in kFormats: "hf", "ft", "megatron"

@@ -109,6 +109,12 @@ class ModelBuilder {
     read_description(options);
   }
 
+  ModelBuilder(const Family& family, const ModelConfig& config) {
+    model_.family_ = &family;
+    model_.config_ = config;
+    where_ = family.name;
+  }
+
   Model build() {
     model_.sizes_ = std::make_shared<AxisSizes>(model_.config_);
     index_rules();
@@ -116,6 +122,40 @@ class ModelBuilder {
     settle_head();
     check_complete();
     check_derived();
+    order_keys();
+    return std::move(model_);
+  }
+
+  Model build_canonical(DType dtype, const std::string& origin) {
+    model_.sizes_ = std::make_shared<AxisSizes>(model_.config_);
+    model_.checkpoint_.format = "canonical";
+    model_.checkpoint_.path = where_;
+    model_.checkpoint_.texts["origin"] = origin;
+    model_.checkpoint_.files.push_back({where_, UINT64_MAX});
+    uint64_t offset = 0;
+    for (const std::string_view name : expected_canonical(model_.config_)) {
+      const CanonicalTensor& tensor = *find_canonical(name);
+      SourcePiece source;
+      source.piece.tensor = name;
+      source.piece.n = canonical_shape(tensor, *model_.sizes_);
+      source.piece.lo.assign(source.piece.n.size(), 0);
+      source.piece.stride.assign(source.piece.n.size(), 1);
+      for (size_t a = source.piece.n.size() - 1; a > 0; --a) {
+        source.piece.stride[a - 1] = source.piece.stride[a] * source.piece.n[a];
+      }
+      for (int64_t l = 0; l < (tensor.per_layer ? model_.config_.num_hidden_layers : 1); ++l) {
+        const std::string key = canonical_key(name, tensor.per_layer ? l : -1);
+        StoredTensor stored;
+        stored.name = key;
+        stored.dtype = dtype;
+        stored.shape = source.piece.n;
+        stored.offset_bytes = offset;
+        offset += stored.num_bytes();
+        source.tensor = static_cast<int>(model_.checkpoint_.tensors.size());
+        model_.checkpoint_.tensors.push_back(std::move(stored));
+        model_.pieces_[key].push_back(source);
+      }
+    }
     order_keys();
     return std::move(model_);
   }
@@ -471,6 +511,11 @@ class ModelBuilder {
 
 Model open_model(Checkpoint checkpoint, const OpenOptions& options) {
   return ModelBuilder(std::move(checkpoint), options).build();
+}
+
+Model describe_model(const Family& family, const ModelConfig& config, DType dtype,
+                     const std::string& origin) {
+  return ModelBuilder(family, config).build_canonical(dtype, origin);
 }
 
 Model open_model(const std::filesystem::path& path, const OpenOptions& options) {

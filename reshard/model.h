@@ -80,6 +80,12 @@ class Model {
 Model open_model(const std::filesystem::path& path, const OpenOptions& options = {});
 Model open_model(formats::Checkpoint checkpoint, const OpenOptions& options = {});
 
+/// A model whose stored tensors are the canonical ones, whole and row-major, one each, named by
+/// their keys and all of `dtype`. No file holds them: only the plan may be made, not carried out.
+/// `origin` says where the values come from, for fingerprints.
+Model describe_model(const Family& family, const ModelConfig& config, DType dtype,
+                     const std::string& origin);
+
 /// Compares every region that several stored tensors hold (KV heads replicated over ranks).
 /// Throws kInvalidInput naming both tensors when they differ.
 void check_replicas(const Model& model);

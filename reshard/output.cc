@@ -20,6 +20,7 @@
 #include "reshard/journal.h"
 #include "reshard/preflight.h"
 #include "reshard/resume.h"
+#include "reshard/synth.h"
 #include "reshard/transfer_check.h"
 
 namespace llmctl::reshard {
@@ -50,12 +51,14 @@ uint64_t allocated_bytes(const fs::path& directory) {
 }  // namespace
 
 void check_resources(const OutputJob& job) {
+  // Holes take no room, but for the pages around each file's headers.
+  const uint64_t needed = job.sparse ? job.files.size() << 16 : job.bytes_to_write();
   // What an earlier run has left is written over, or removed first.
   const uint64_t there = allocated_bytes(AtomicDirectory::working_path_of(job.target));
-  check_destination(job.target, job.bytes_to_write() - std::min(job.bytes_to_write(), there));
+  check_destination(job.target, needed - std::min(needed, there));
   // Buffers take what the job needs, up to the limit.
   constexpr uint64_t kLeastBytes = uint64_t{64} << 20;
-  check_memory(std::min(job.max_memory, kLeastBytes + job.bytes_to_write()), job.jobs);
+  check_memory(std::min(job.max_memory, kLeastBytes + needed), job.jobs);
 }
 
 namespace {
@@ -84,6 +87,7 @@ class OutputWriter {
     summary.bytes_written = job_.bytes_to_write();
     summary.num_tensors = job_.plan->tensors.size();
     summary.num_files = job_.files.size() + job_.side_files.size();
+    if (job_.fill) return make(summary, progress);
     const bool large = summary.bytes_read + summary.bytes_written > kLargeJob;
     const WriteMode mode = choose_write_mode(folder_, large);
     Journal journal = start_journal(mode, summary);
@@ -136,6 +140,23 @@ class OutputWriter {
   }
 
  private:
+  /// An output without a source: there is nothing to compare with and nothing worth continuing.
+  OutputSummary make(OutputSummary summary, const std::function<void(uint64_t)>& progress) {
+    summary.bytes_read = 0;
+    if (job_.sparse) {
+      write_sparse(*job_.plan, job_.files, folder_);
+      return summary;
+    }
+    const WriteMode mode = choose_write_mode(folder_, summary.bytes_written > kLargeJob);
+    FileSink sink(folder_, job_.files, job_.plan->tensors.size(), mode, Existing::kRefuse);
+    ExecuteOptions options;
+    options.jobs = job_.jobs;
+    options.progress = progress;
+    job_.fill(sink, options);
+    complete(sink, nullptr);
+    return summary;
+  }
+
   /// All that comes after the tensors.
   void complete(FileSink& sink, const TransferCheck* check) {
     copy_side_files();

@@ -12,6 +12,7 @@
 
 #include "formats/checkpoint.h"
 #include "kernels/convert.h"
+#include "reshard/executor.h"
 #include "reshard/manifest.h"
 #include "reshard/plan.h"
 
@@ -40,7 +41,11 @@ struct OutputJob {
   /// What of the request decides the result: name ("--to") to value. For `resume`.
   std::map<std::string, std::string> request;
   bool with_manifest = true;
-  std::string format;  ///< of the output; for the manifest, with `geometry`
+  /// Writes all tensors in the executor's place, where there is nothing to read; `verify` is then
+  /// kNone.
+  std::function<void(TensorSink& sink, const ExecuteOptions& options)> fill;
+  bool sparse = false;  ///< holes in place of tensors; no manifest
+  std::string format;   ///< of the output; for the manifest, with `geometry`
   Geometry geometry;
 
   uint64_t bytes_to_write() const;
