@@ -19,8 +19,9 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr uint64_t kPage = BlockDigest::kBlockBytes;
-/// Files open at a time, each with up to two descriptors.
-constexpr size_t kMostOpen = 96;
+/// Files open at a time, each with up to two descriptors, and as many on their way to the disk: the
+/// sum stays below the 256 that some systems allow a process.
+constexpr size_t kMostOpen = 64;
 /// Incomplete pages in memory, 8 MiB of them; what is beyond goes to the file in fragments.
 constexpr size_t kMostHeldPages = 2048;
 /// With more files than this one sync of the file system is cheaper than one for each.
