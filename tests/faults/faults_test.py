@@ -136,9 +136,10 @@ def breaches_of(job, fault, resume, old, new):
             if len(lines) != 1 or not lines[0].startswith("llmctl: error: "):
                 wrong.append(f"stderr {result.stderr!r}")
         left = [entry.name for entry in place.iterdir() if entry.name not in ("source", job.out)]
-        # Memory that ends inside a destructor ends the process like a kill; and a disk that does not confirm that the
-        # new directory stands keeps the old one. Both leave the next run to clear up.
-        if left and result.returncode == 4 and (fault.startswith("malloc:") or state == "new"):
+        # Memory that ends inside a destructor ends the process like a kill, and while the old directory is removed it
+        # ends only that; a disk that does not confirm that the new directory stands keeps the old one. All leave the
+        # next run to clear up.
+        if left and (fault.startswith("malloc:") or result.returncode == 4 and state == "new"):
             wrong += breaches_of_next(job, place, new, resume)
             left = [entry.name for entry in place.iterdir() if entry.name not in ("source", job.out)]
         if left:
