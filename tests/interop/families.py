@@ -135,7 +135,7 @@ def build(config, dtype=torch.float32):
 
 
 def new_yuan(config):
-    """Random Yuan 2.0 weights in tests/golden/families/yuan.py, for a config.json."""
+    """Random Yuan 2.0 weights in tests/golden/families/yuan_model.py, for a config.json."""
     model = _golden.Yuan(config)
     _golden.randomise(model, torch.Generator().manual_seed(int(torch.randint(2**31, ()))))
     return model

@@ -150,8 +150,8 @@ def check_yuan(rng, folder):
 
 def check_yuan_hf(rng, folder):
     """Yuan's Hugging Face form and its Megatron form are one model, both ways."""
-    weights = yuan.random_weights(rng, layers=4, heads=8, head_dim=4, vocab=64)
-    layout = Layout(tp=2, pp=2, blocks=(1, 3), vocab=64)
+    weights = yuan.random_weights(rng, layers=4, heads=8, head_dim=4, vocab=128)
+    layout = Layout(tp=2, pp=2, blocks=(1, 3), vocab=128)
     layout_of.write(weights, folder / "m", layout)
     container = rng.choice(["bin", "safetensors"])
     stored = yuan.write_hugging_face(weights, folder / "hf", container=container)
@@ -170,7 +170,7 @@ def check_yuan_hf(rng, folder):
             assert actual.keys() == wanted.keys(), sorted(actual.keys() ^ wanted.keys())
             for name, tensor in wanted.items():
                 assert_same_bits(actual[name], tensor, name)
-    prompt = [rng.randrange(64) for _ in range(9)]
+    prompt = [rng.randrange(128) for _ in range(9)]
     expected = yuan.reference_logits(weights, prompt).numpy()
     actual, _ = run(folder / "to-hf", prompt, folder, new_tokens=1)
     # Rotary angles may be rounded to BF16 as Yuan was trained; at few positions that is small.

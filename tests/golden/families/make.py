@@ -19,7 +19,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from yuan import Yuan
+from yuan_model import Yuan
 
 HERE = Path(__file__).resolve().parent
 GREEDY = 64
@@ -266,7 +266,7 @@ def make(case):
         assert np.array_equal(logits, model(torch.tensor([prompt]), use_cache=False).logits[0].numpy())
         np.save(out / f"logits-{index}.npy", logits.astype("<f4"))
         cases.append(dict(input_ids=prompt, logits=f"logits-{index}.npy", greedy_ids=continuation))
-    maker = "yuan.py" if isinstance(model, Yuan) else f"transformers {transformers.__version__}"
+    maker = "yuan_model.py" if isinstance(model, Yuan) else f"transformers {transformers.__version__}"
     golden = dict(made_by=f"{maker}, torch {torch.__version__}", seed=seed, cases=cases)
     if case in TOLERANCES:
         golden["tolerance"] = TOLERANCES[case]
