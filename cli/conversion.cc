@@ -65,9 +65,9 @@ void MegatronFlags::resolve(reshard::ConvertOptions& options) const {
 }
 
 void WriteFlags::add(CLI::App& verb) {
-  add_jobs(verb, jobs);
+  add_jobs(verb, jobs, 4);
   add_size(verb, "--max-memory", max_memory,
-           "Most memory for buffers, all threads together (default 384MiB)");
+           "Most resident memory of the whole process (default 512MiB)");
   add_verify(verb, verify);
   add_progress(verb, progress);
   verb.add_flag("--overwrite", overwrite, "Replace DST when it exists, once all is written");

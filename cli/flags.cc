@@ -1,5 +1,6 @@
 #include "cli/flags.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -71,10 +72,12 @@ CLI::Option* add_paths(CLI::App& verb, const std::string& name, std::vector<std:
   return check_with(option, [name](const std::string& value) { refuse_empty(name, value); });
 }
 
-CLI::Option* add_jobs(CLI::App& verb, int64_t& target) {
-  target = available_cores();
+CLI::Option* add_jobs(CLI::App& verb, int64_t& target, int64_t least) {
+  target = std::max<int64_t>(available_cores(), least);
   return add_integer(verb, "--jobs,-j", target, 1, 1024, "N",
-                     "Threads (default: one per core); the result does not depend on it");
+                     "Threads (default: one per core" +
+                         (least > 1 ? ", at least " + std::to_string(least) : std::string()) +
+                         "); the result does not depend on it");
 }
 
 void add_verify(CLI::App& verb, VerifyFlags& target) {

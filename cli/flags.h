@@ -24,8 +24,9 @@ CLI::Option* add_path(CLI::App& verb, const std::string& name, std::string& targ
 CLI::Option* add_paths(CLI::App& verb, const std::string& name, std::vector<std::string>& target,
                        const std::string& description);
 
-/// `--jobs N`, by default one per core this process may use.
-CLI::Option* add_jobs(CLI::App& verb, int64_t& target);
+/// `--jobs N`, by default one per core this process may use, and `least` where most of them wait
+/// for a disk.
+CLI::Option* add_jobs(CLI::App& verb, int64_t& target, int64_t least = 1);
 
 /// `--verify pass|readback|none` and `--no-verify`.
 struct VerifyFlags {

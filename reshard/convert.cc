@@ -10,6 +10,7 @@
 #include "formats/registry.h"
 #include "reshard/synth.h"
 #include "reshard/target.h"
+#include "reshard/whole_replicas.h"
 
 namespace llmctl::reshard {
 
@@ -215,7 +216,10 @@ std::string Conversion::describe() const {
 }
 
 ConvertSummary Conversion::run(const std::function<void(uint64_t)>& progress) {
-  if (!state_->options.synth) check_replicas(state_->model);
+  if (!state_->options.synth) {
+    const WholeReplicas read_with_the_rest(state_->model);
+    check_replicas(state_->model, &read_with_the_rest);
+  }
   return write_output(state_->job(), progress);
 }
 

@@ -48,7 +48,7 @@ struct ConvertOptions {
   std::string model_name;  ///< config.ini's label; empty: from the source
   uint64_t max_shard_bytes = uint64_t{5} * 1000 * 1000 * 1000;
   int jobs = 1;
-  uint64_t max_memory = uint64_t{384} << 20;
+  uint64_t max_memory = uint64_t{512} << 20;
   std::filesystem::path family_file;
   bool overwrite = false;
   bool plan_only = false;  ///< an existing destination or too small a disk is no error

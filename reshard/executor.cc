@@ -343,7 +343,7 @@ class Executor {
       if (is_plain) {
         std::byte* source = source_of(block.ops[0]);
         if (!phase || reinterpret_cast<uintptr_t>(source) % kDirectAlignment == *phase) {
-          deliver(block.tensor, block.lo, source, bytes);
+          deliver(block.tensor, block.lo, source, bytes, &block.ops[0]);
           continue;
         }
       }
@@ -551,8 +551,9 @@ class Executor {
   }
 
   /// Hands a finished stretch to the sink, in parts after which one can stop. `memory` is not
-  /// looked at where the sink is memory.
-  void deliver(size_t index, int64_t lo, const std::byte* memory, size_t bytes) {
+  /// looked at where the sink is memory. `unchanged`: the move that the stretch is.
+  void deliver(size_t index, int64_t lo, const std::byte* memory, size_t bytes,
+               const CopyOp* unchanged = nullptr) {
     const auto width = static_cast<int64_t>(target_width(index));
     if (sink_.memory(index) != nullptr) {
       if (options_.progress) options_.progress(bytes);
@@ -567,7 +568,16 @@ class Executor {
       const std::span<const std::byte> data(memory + done, part);
       const int64_t first = lo + static_cast<int64_t>(done) / width;
       if (options_.observer != nullptr) options_.observer->on_write(index, first, data);
-      sink_.write(index, static_cast<uint64_t>(first * width), data);
+      const auto offset = static_cast<uint64_t>(first * width);
+      if (unchanged != nullptr) {
+        const StoredTensor& source = stored(unchanged->source);
+        const auto file = files_.get(source.file);
+        const uint64_t at = source.offset_bytes +
+                            static_cast<uint64_t>((unchanged->src_offset + first - lo) * width);
+        sink_.write_unchanged(index, offset, data, {file->file.descriptor(), at});
+      } else {
+        sink_.write(index, offset, data);
+      }
       if (options_.progress) options_.progress(part);
       done += part;
     }

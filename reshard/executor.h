@@ -31,6 +31,17 @@ class TensorSink {
     return std::nullopt;
   }
   virtual void write(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) = 0;
+  /// The same for bytes that lie just so in a file: whole blocks of them need not be written where
+  /// the file system lets files share blocks.
+  struct Origin {
+    int descriptor = -1;
+    uint64_t offset_bytes = 0;
+  };
+  virtual void write_unchanged(size_t tensor, uint64_t offset_bytes,
+                               std::span<const std::byte> bytes, const Origin& origin) {
+    (void)origin;
+    write(tensor, offset_bytes, bytes);
+  }
 };
 
 /// Sees the bytes that pass. Calls come from several threads.

@@ -1,6 +1,8 @@
 #include "reshard/file_sink.h"
 
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -113,6 +115,7 @@ FileSink::FileSink(fs::path directory, std::vector<formats::FilePlan> files, siz
       mode_(mode),
       writes_on_(existing == Existing::kWriteOn),
       places_(num_tensors) {
+  shares_ = mode != WriteMode::kCached;
   std::set<fs::path> folders;
   for (formats::FilePlan& plan : files) {
     auto target = std::make_unique<Target>();
@@ -232,6 +235,27 @@ void FileSink::write(size_t tensor, uint64_t offset_bytes, std::span<const std::
   take(tensor, offset_bytes, bytes, false);
 }
 
+void FileSink::write_unchanged(size_t tensor, uint64_t offset_bytes,
+                               std::span<const std::byte> bytes, const Origin& origin) {
+  take(tensor, offset_bytes, bytes, false, shares_.load() ? &origin : nullptr);
+}
+
+/// False where that cannot be, and from then on it is not tried again.
+bool FileSink::share_blocks(Opened& file, uint64_t offset, uint64_t size_bytes,
+                            const Origin& origin) {
+  file_clone_range range{};
+  range.src_fd = origin.descriptor;
+  range.src_offset = origin.offset_bytes;
+  range.src_length = size_bytes;
+  range.dest_offset = offset;
+  if (::ioctl(file.file.descriptor(), FICLONERANGE, &range) != 0) {
+    shares_ = false;
+    return false;
+  }
+  shared_bytes_ += size_bytes;
+  return true;
+}
+
 void FileSink::adopt(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) {
   take(tensor, offset_bytes, bytes, true);
 }
@@ -253,20 +277,20 @@ void FileSink::write_fragments() {
 }
 
 void FileSink::take(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes,
-                    bool on_disk) {
+                    bool on_disk, const Origin* origin) {
   if (bytes.empty()) return;
   Target& target = *targets_[places_[tensor].file];
   add_crc(target, tensor, offset_bytes, bytes);
   const std::shared_ptr<Opened> file = opened(target);
   const uint64_t at = places_[tensor].offset_bytes + offset_bytes;
-  put(target, *file, at, bytes, on_disk);
-  if (!file->direct && !on_disk) pass_on(file, at, bytes.size());
+  put(target, *file, at, bytes, on_disk, origin);
+  if (mode_ != WriteMode::kDirect && !on_disk) pass_on(file, at, bytes.size());
   count_written(target, *file, bytes.size());
 }
 
 /// Whole pages go to the file at once; the fragments at both ends meet their neighbours in memory.
 void FileSink::put(Target& target, Opened& file, uint64_t offset, std::span<const std::byte> bytes,
-                   bool on_disk) {
+                   bool on_disk, const Origin* origin) {
   const uint64_t end = offset + bytes.size();
   const uint64_t first = (offset + kPage - 1) / kPage * kPage;
   // A short last page of the file is whole too, though not for O_DIRECT.
@@ -281,7 +305,11 @@ void FileSink::put(Target& target, Opened& file, uint64_t offset, std::span<cons
   BlockDigest digest;
   digest.add(first / kPage, middle);
   const bool fits = reinterpret_cast<uintptr_t>(middle.data()) % kDirectAlignment == 0;
-  if (!on_disk) (file.direct && fits ? *file.direct : file.file).write_at(middle, first);
+  const bool shared = origin != nullptr && middle.size() % kPage == 0 &&
+                      (origin->offset_bytes + (first - offset)) % kPage == 0 &&
+                      share_blocks(file, first, middle.size(),
+                                   {origin->descriptor, origin->offset_bytes + (first - offset)});
+  if (!on_disk && !shared) (file.direct && fits ? *file.direct : file.file).write_at(middle, first);
   {
     const std::lock_guard lock(target.mutex);
     target.digest.merge(digest);

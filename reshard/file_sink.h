@@ -56,6 +56,8 @@ class FileSink : public TensorSink {
 
   std::optional<size_t> phase(size_t tensor, uint64_t offset_bytes) override;
   void write(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) override;
+  void write_unchanged(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes,
+                       const Origin& origin) override;
   /// Counts bytes as written that an earlier run has written there, as a digest has shown.
   void adopt(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes);
   /// Writes the pages that are held in memory because a part of them is still to come, as far as
@@ -68,6 +70,8 @@ class FileSink : public TensorSink {
   /// In the order of the plans. Requires: finish() has returned.
   std::vector<FileDigest> digests() const;
   WriteMode mode() const { return mode_; }
+  /// Bytes that were not written because the target shares them with the source.
+  uint64_t shared_bytes() const { return shared_bytes_; }
 
   /// Called when a file is complete, from any worker: its place in the list of plans. On the disk
   /// it is only after finish(). Set before the first write.
@@ -78,10 +82,12 @@ class FileSink : public TensorSink {
   struct Opened;
 
   void create(Target& target, Existing existing);
-  void take(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes, bool on_disk);
+  void take(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes, bool on_disk,
+            const Origin* origin = nullptr);
   std::shared_ptr<Opened> opened(Target& target);
   void put(Target& target, Opened& file, uint64_t offset, std::span<const std::byte> bytes,
-           bool on_disk = false);
+           bool on_disk = false, const Origin* origin = nullptr);
+  bool share_blocks(Opened& file, uint64_t offset, uint64_t size_bytes, const Origin& origin);
   void put_fragment(Target& target, Opened& file, uint64_t offset,
                     std::span<const std::byte> bytes);
   void count_written(Target& target, Opened& file, uint64_t bytes);
@@ -101,6 +107,9 @@ class FileSink : public TensorSink {
 
   std::mutex open_mutex_;  // guards open_; most recently used first
   std::list<std::pair<Target*, std::shared_ptr<Opened>>> open_;
+
+  std::atomic<bool> shares_{false};  ///< whether sharing blocks has not failed yet
+  std::atomic<uint64_t> shared_bytes_{0};
 
   /// Incomplete pages held in memory, over all files.
   std::atomic<size_t> held_pages_{0};

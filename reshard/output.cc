@@ -102,6 +102,7 @@ class OutputWriter {
     options.overflow = job_.overflow;
     options.overflow_is_error = job_.overflow_is_error;
     options.leave_page_cache = large;
+    options.compare_replicas = true;
     options.progress = progress;
     options.unit_sizes = sizes_;
     ResumableTransfer::Setup setup;

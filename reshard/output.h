@@ -31,7 +31,7 @@ struct OutputJob {
   std::filesystem::path target;                   ///< the directory to appear
   bool overwrite = false;
   int jobs = 1;
-  uint64_t max_memory = uint64_t{384} << 20;
+  uint64_t max_memory = uint64_t{512} << 20;
   kernels::Overflow overflow = kernels::Overflow::kInf;
   bool overflow_is_error = false;
   Verify verify = Verify::kPass;

@@ -5,6 +5,7 @@
 #include "reshard/box.h"
 #include "reshard/executor.h"
 #include "reshard/model.h"
+#include "reshard/whole_replicas.h"
 
 namespace llmctl::reshard {
 namespace {
@@ -29,7 +30,9 @@ bool hold_the_same(const Model& model, const SourcePiece& a, const SourcePiece& 
 
 }  // namespace
 
-void check_replicas(const Model& model) {
+void check_replicas(const Model& model) { check_replicas(model, nullptr); }
+
+void check_replicas(const Model& model, const WholeReplicas* apart) {
   for (const std::string& key : model.keys()) {
     const std::vector<SourcePiece>& pieces = model.pieces(key);
     for (size_t j = 1; j < pieces.size(); ++j) {
@@ -39,6 +42,10 @@ void check_replicas(const Model& model) {
         const IndexBox held = IndexBox::of(pieces[i].piece);
         for (const IndexBox& box : rest) {
           const auto shared = intersect(box, held);
+          if (shared && apart != nullptr &&
+              apart->are_the_same(pieces[i].tensor, pieces[j].tensor)) {
+            continue;
+          }
           if (!shared || hold_the_same(model, pieces[i], pieces[j], *shared)) continue;
           const auto& tensors = model.checkpoint().tensors;
           throw_invalid(model.checkpoint().path.string(),

@@ -29,13 +29,14 @@ class SourceFiles {
   /// Reads straight to `out`, through the page cache.
   void read_to(int file, uint64_t lo, std::span<std::byte> out);
 
- private:
   struct Opened {
     File file;
     std::optional<File> direct;
   };
+  /// Open for as long as it is held.
   std::shared_ptr<const Opened> get(int index);
 
+ private:
   const formats::Checkpoint& checkpoint_;
   bool past_cache_;
   std::mutex mutex_;  // guards open_

@@ -25,6 +25,10 @@ class WholeReplicas {
   std::vector<std::vector<int>> replicas_;  // by stored tensor
 };
 
+/// check_replicas of what `apart`, when not null, does not name: those are compared by who reads
+/// them (ExecuteOptions::compare_replicas).
+void check_replicas(const Model& model, const WholeReplicas* apart);
+
 /// Throws kInvalidInput: the two stored tensors should be replicas, and differ.
 [[noreturn]] void throw_replicas_differ(const Model& model, int first, int second);
 

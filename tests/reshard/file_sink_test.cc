@@ -133,6 +133,30 @@ TEST_CASE("file sink: thousands of files in folders need few descriptors") {
   }
 }
 
+TEST_CASE("file sink: bytes that lie in a file already are shared or written but there") {
+  const test::TempDir dir;
+  const std::string bytes = random_bytes(5 * 4096 + 100);
+  test::write_bytes(dir / "source", std::string(8192 + 64, 's') + bytes);
+  const File source = File::open_read(dir / "source");
+  for (const WriteMode mode : kModes) {
+    for (const uint64_t offset : {4096 + 64, 4096 + 65}) {
+      FileSink sink(dir.path(), {one_tensor(offset, bytes.size(), "tail")}, 1, mode);
+      AlignedBuffer buffer(bytes.size() + 4096);
+      std::byte* at = buffer.data() + sink.phase(0, 0).value_or(0);
+      std::memcpy(at, bytes.data(), bytes.size());
+      sink.write_unchanged(0, 0, {at, bytes.size()}, {source.descriptor(), 8192 + 64});
+      sink.finish();
+      CHECK(test::read_bytes(dir / "file") == std::string(offset, 'h') + bytes + "tail");
+      CHECK(sink.digests().at(0).digest == digest_file(dir / "file").hex());
+      // Most file systems share nothing; those that do, only whole blocks that lie alike.
+      CHECK((sink.shared_bytes() == 0 || sink.shared_bytes() == 4 * 4096));
+      CHECK((offset % 4096 == 64 || sink.shared_bytes() == 0));
+      MESSAGE(write_mode_name(mode), ": ", sink.shared_bytes(), " bytes shared");
+      fs::remove(dir / "file");
+    }
+  }
+}
+
 TEST_CASE("file sink: a byte that was never written is found") {
   const test::TempDir dir;
   FileSink sink(dir.path(), {one_tensor(10, 10000, "tail")}, 1, WriteMode::kDirect);
