@@ -170,7 +170,7 @@ Run add_plan(CLI::App& verb) {
   flags->about_source.add(verb);
   add_jobs(verb, flags->jobs);
   add_size(verb, "--max-memory", flags->max_memory,
-           "Most memory for buffers, all threads together (default 384MiB)");
+           "Most memory, whatever the model's size (default 512MiB)");
   verb.add_flag("--tensors", flags->tensors, "List every target tensor and where it comes from");
   verb.add_flag("--no-probe", flags->no_probe, "Do not try the disk: no estimate of the time");
   verb.add_flag("--json", flags->json, "Print one JSON document");
