@@ -26,7 +26,14 @@ Vector load_weights(const uint32_t* p) {
 
 Vector load_weights(const uint64_t* p) { return _mm512_loadu_si512(p); }
 
-uint64_t sum_of(Vector v) { return static_cast<uint64_t>(_mm512_reduce_add_epi64(v)); }
+/// The intrinsic adds signed numbers, whose overflow is undefined; these wrap around.
+uint64_t sum_of(Vector v) {
+  alignas(64) uint64_t lanes[8];
+  _mm512_store_si512(lanes, v);
+  uint64_t sum = 0;
+  for (const uint64_t lane : lanes) sum += lane;
+  return sum;
+}
 
 Vector zero() { return _mm512_setzero_si512(); }
 Vector add(Vector a, Vector b) { return _mm512_add_epi64(a, b); }
