@@ -53,12 +53,15 @@ std::vector<std::string_view> writable_dtypes() {
   return names;
 }
 
-/// Stages as the model was trained; one when it has other layers or another format.
+/// Stages as the model was trained, unless others are asked for (pp is 0 when none are); one when
+/// it has other layers or another format.
 void choose_stages(reshard::ConvertOptions& options, const reshard::ModelGeometry* geometry) {
-  options.pp = 1;
+  const int64_t asked = options.pp;
+  if (asked == 0) options.pp = 1;
   if (geometry == nullptr || options.format != "megatron") return;
   const ModelConfig trained = make_config(*options.synth->family, geometry, {});
   if (trained.num_hidden_layers != options.synth->config.num_hidden_layers) return;
+  if (asked != 0 && (asked != geometry->pp || options.virtual_pp != 1)) return;
   options.pp = geometry->pp;
   if (options.pipeline_blocks.empty()) options.pipeline_blocks = geometry->blocks();
 }
@@ -96,7 +99,7 @@ reshard::ConvertOptions resolve(const SynthFlags& flags) {
   if (flags.max_shard_bytes != 0) options.max_shard_bytes = flags.max_shard_bytes;
   flags.write.resolve(options);
   flags.megatron.resolve(options);
-  if (options.pp == 0) choose_stages(options, geometry);
+  choose_stages(options, geometry);
   return options;
 }
 
