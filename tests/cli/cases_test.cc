@@ -12,6 +12,7 @@
 
 #include "tests/support/command.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/test_data.h"
 
 namespace llmctl::test {
 namespace {
@@ -51,8 +52,7 @@ void write_or_remove(const std::filesystem::path& path, const std::string& text)
 }  // namespace
 
 TEST_CASE("cli: every case prints what stands beside it and ends with its exit code") {
-  const std::filesystem::path root =
-      std::filesystem::path(LLMCTL_SOURCE_DIR) / "tests" / "cli" / "cases";
+  const std::filesystem::path root = source_root() / "tests" / "cli" / "cases";
   const bool update = std::getenv("LLMCTL_UPDATE_CASES") != nullptr;
   std::vector<std::filesystem::path> cases;
   for (const auto& entry : std::filesystem::directory_iterator(root)) {
@@ -66,7 +66,7 @@ TEST_CASE("cli: every case prints what stands beside it and ends with its exit c
     CommandResult result = run_script(file_text(path / "cmd"), folder.path());
     for (std::string* text : {&result.out, &result.err}) {
       *text = replaced(*text, folder.path().string(), "$TMP");
-      *text = replaced(*text, LLMCTL_SOURCE_DIR, "$SOURCE");
+      *text = replaced(*text, source_root().string(), "$SOURCE");
     }
     const std::string code = file_text(path / "exit_code");
     const int expected_status = code.empty() ? 0 : std::stoi(code);

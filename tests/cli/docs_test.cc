@@ -14,12 +14,13 @@
 #include "reshard/canonical.h"
 #include "reshard/config_fields.h"
 #include "reshard/families/family.h"
+#include "tests/support/test_data.h"
 
 namespace llmctl::cli {
 namespace {
 
 std::string document(const std::string& name) {
-  std::ifstream stream(std::string(LLMCTL_SOURCE_DIR) + "/" + name);
+  std::ifstream stream(test::source_root() / name);
   REQUIRE(stream.good());
   return {std::istreambuf_iterator<char>(stream), {}};
 }
@@ -112,7 +113,7 @@ TEST_CASE("docs: the family file of adding-a-family.md is one and its field list
 TEST_CASE("docs: every link to a file of the repository leads to one") {
   namespace fs = std::filesystem;
   static const std::regex kLink("\\]\\(([^)#:]+)(#[^)]*)?\\)");
-  const fs::path root = LLMCTL_SOURCE_DIR;
+  const fs::path root = test::source_root();
   std::vector<fs::path> pages = {root / "README.md", root / "samples" / "README.md"};
   for (const auto& entry : fs::recursive_directory_iterator(root / "docs")) {
     if (entry.path().extension() == ".md") pages.push_back(entry.path());

@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "tests/support/test_data.h"
+
 namespace llmctl {
 namespace {
 
@@ -57,7 +59,7 @@ std::string quoted_include(const std::string& line) {
 }  // namespace
 
 TEST_CASE("includes: every one points down and names an existing file of the repository") {
-  const std::filesystem::path root = LLMCTL_SOURCE_DIR;
+  const std::filesystem::path root = llmctl::test::source_root();
   size_t num_includes = 0;
   for (const Folder& folder : kFolders) {
     if (!std::filesystem::exists(root / folder.name)) continue;
@@ -83,7 +85,7 @@ TEST_CASE("includes: every one points down and names an existing file of the rep
 }
 
 TEST_CASE("includes: every header guards itself and says in its first line what it is for") {
-  const std::filesystem::path root = LLMCTL_SOURCE_DIR;
+  const std::filesystem::path root = llmctl::test::source_root();
   for (const Folder& folder : kFolders) {
     if (!std::filesystem::exists(root / folder.name)) continue;
     for (const auto& entry : std::filesystem::recursive_directory_iterator(root / folder.name)) {

@@ -16,7 +16,7 @@ using namespace llmctl::reshard;
 namespace {
 
 std::filesystem::path sample() {
-  return std::filesystem::path(LLMCTL_SOURCE_DIR) / "samples" / "llama-stories";
+  return test::source_root() / "samples" / "llama-stories";
 }
 
 /// Keeps nothing.

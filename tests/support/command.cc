@@ -7,6 +7,7 @@
 #include <iterator>
 
 #include "tests/support/temp_dir.h"
+#include "tests/support/test_data.h"
 
 namespace llmctl::test {
 namespace {
@@ -23,9 +24,9 @@ std::string file_text(const std::filesystem::path& path) {
 CommandResult run_script(const std::string& script, const std::filesystem::path& folder) {
   // What the harness writes stays out of the folder that the script sees.
   const TempDir work;
-  std::ofstream(work / "script") << "LLMCTL=" << quoted(LLMCTL_BINARY)
+  std::ofstream(work / "script") << "LLMCTL=" << quoted(llmctl_binary())
                                  << "\nllmctl() { \"$LLMCTL\" \"$@\"; }\n"
-                                 << "SOURCE=" << quoted(LLMCTL_SOURCE_DIR) << "\n"
+                                 << "SOURCE=" << quoted(source_root()) << "\n"
                                  << "TMP=" << quoted(folder) << "\n"
                                  << "export SOURCE TMP NO_COLOR=1 LC_ALL=C.UTF-8\n"
                                  << script << "\n";
