@@ -7,6 +7,7 @@
 #include "kernels/digest_box.h"
 #include "kernels/isa.h"
 #include "kernels/ops.h"
+#include "kernels/panels.h"
 #include "kernels/product.h"
 
 namespace llmctl::kernels::cpu {
@@ -16,6 +17,13 @@ CastStats convert(Isa isa, void* dst, DType dst_dtype, const void* src, DType sr
 CastStats copy_box(Isa isa, void* dst, DType dst_dtype, const void* src, DType src_dtype,
                    const Box& box, Overflow overflow);
 uint64_t digest_box(Isa isa, const void* data, int64_t width, const DigestBox& box);
+
+void pack_panels(Isa isa, void* panels, const void* rows_data, DType dtype, int64_t rows,
+                 int64_t columns);
+void pack_panels_in_place(Isa isa, void* data, DType dtype, int64_t rows, int64_t columns,
+                          ThreadPool& pool);
+void unpack_panels(Isa isa, void* rows_data, const void* panels, DType dtype, int64_t rows,
+                   int64_t columns);
 
 void layer_norm(Isa isa, float* y, const float* x, const float* weight, const float* bias,
                 int64_t num_tokens, int64_t hidden_size, float eps, ThreadPool& pool);
