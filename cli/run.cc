@@ -1,9 +1,7 @@
 // llmctl run: load a checkpoint onto a grid of ranks and generate.
-#include <charconv>
 #include <chrono>
 #include <limits>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,111 +10,24 @@
 #include "cli/flags.h"
 #include "cli/npy.h"
 #include "cli/output.h"
-#include "cli/size.h"
-#include "formats/json.h"
+#include "cli/run_input.h"
+#include "cli/run_options.h"
+#include "cli/run_output.h"
 #include "reshard/model.h"
 #include "runtime/engine.h"
 #include "runtime/parallel.h"
-#include "runtime/tokenizer/tokenizer.h"
 
 namespace llmctl::cli {
 namespace {
 
-namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 constexpr int64_t kDefaultNewTokens = 128;
 constexpr std::string_view kDTypes[] = {"fp32", "fp16", "bf16"};
 constexpr std::string_view kRopePrecisions[] = {"megatron_bf16", "fp32"};
 
-struct RunOptions {
-  std::string model;
-  SourceFlags about_source;
-  std::string prompt, token_ids;
-  bool has_prompt = false, has_token_ids = false;
-  int64_t tp = 1, pp = 1, threads = 0;
-  int64_t max_new_tokens = -1;  ///< -1: kDefaultNewTokens, or what fits
-  double temperature = 0, top_p = 1;
-  int64_t top_k = 0, seed = 0;
-  std::string dtype, rope_precision;
-  bool ignore_eos = false, json = false;
-  std::string logits_file;
-};
-
 double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
-
-/// "1,5,9" with blanks around the numbers allowed.
-std::vector<int32_t> parse_token_ids(const std::string& text) {
-  std::vector<int32_t> ids;
-  const char* at = text.data();
-  const char* const end = at + text.size();
-  const auto skip_blanks = [&] {
-    while (at < end && *at == ' ') ++at;
-  };
-  for (;;) {
-    skip_blanks();
-    int32_t id = 0;
-    const auto [stop, error] = std::from_chars(at, end, id);
-    if (error != std::errc() || id < 0) break;
-    ids.push_back(id);
-    at = stop;
-    skip_blanks();
-    if (at == end) return ids;
-    if (*at++ != ',') break;
-  }
-  throw_usage("--token-ids '" + printable(text, 40) + "'", "not a list of token ids",
-              "write numbers with commas between them, as in --token-ids 1,5,9");
-}
-
-/// The folder of the model's tokenizer files; nothing when it has none.
-std::optional<fs::path> find_tokenizer_directory(const formats::Checkpoint& checkpoint) {
-  for (const fs::path& file : checkpoint.side_files) {
-    const std::string name = file.filename().string();
-    if (name == "tokenizer.json" || name == "tokenizer.model" || name == "vocab.json") {
-      return file.has_parent_path() ? file.parent_path() : fs::path(".");
-    }
-  }
-  return std::nullopt;
-}
-
-/// Ids alone need no tokenizer, so one that cannot be opened is then no reason to stop.
-std::unique_ptr<runtime::Tokenizer> open_model_tokenizer(const formats::Checkpoint& checkpoint,
-                                                         const RunOptions& options) {
-  try {
-    std::unique_ptr<runtime::Tokenizer> tokenizer;
-    if (const auto directory = find_tokenizer_directory(checkpoint)) {
-      tokenizer = runtime::open_tokenizer(*directory);
-    }
-    if (!tokenizer && options.has_prompt) {
-      throw_usage("--prompt", "the model has no tokenizer (tokenizer.json or tokenizer.model)",
-                  "copy it into the model's directory, or give --token-ids 1,5,9");
-    }
-    return tokenizer;
-  } catch (const Error& error) {
-    if (options.has_prompt) throw;
-    print_note(std::string("ids are printed, because the tokenizer cannot be used: ") +
-               error.what());
-    return nullptr;
-  }
-}
-
-/// generation_config.json has priority over the model's own configuration; either may be a list.
-std::vector<int64_t> find_stop_ids(const reshard::Model& model) {
-  const auto& texts = model.checkpoint().texts;
-  const char* name = "generation_config.json";
-  if (const auto found = texts.find(name); found != texts.end()) {
-    const auto json = formats::parse_json(found->second, name);
-    if (json.is_object() && json.contains("eos_token_id") && !json["eos_token_id"].is_null()) {
-      std::vector<int64_t> ids;
-      const auto& value = json["eos_token_id"];
-      if (!value.is_array()) return {formats::get_size(value, name, "eos_token_id")};
-      for (const auto& item : value) ids.push_back(formats::get_size(item, name, "eos_token_id"));
-      return ids;
-    }
-  }
-  return model.config().eos_token_ids;
 }
 
 int64_t choose_max_new_tokens(const RunOptions& options, const ModelConfig& config,
@@ -138,84 +49,12 @@ void write_logits(runtime::Engine& engine, const std::vector<int32_t>& ids,
   writer.commit();
 }
 
-/// Prints tokens as they come: text when there is a tokenizer, else ids with commas.
-class Printer {
- public:
-  Printer(const runtime::Tokenizer* tokenizer, const std::vector<int32_t>& prompt_ids, bool quiet)
-      : quiet_(quiet) {
-    if (tokenizer != nullptr) decoder_.emplace(*tokenizer, prompt_ids);
-  }
-
-  void push(int32_t id) {
-    if (decoder_) {
-      print(decoder_->push(id));
-    } else {
-      print((first_ ? "" : ",") + std::to_string(id));
-    }
-    first_ = false;
-  }
-  void finish() {
-    if (decoder_) print(decoder_->finish());
-    if (!quiet_) write_stdout("\n");
-  }
-  const std::string& text() const { return text_; }
-
- private:
-  void print(const std::string& piece) {
-    text_ += piece;
-    if (!quiet_ && !piece.empty()) write_stdout(piece);
-  }
-
-  bool quiet_, first_ = true;
-  std::optional<runtime::StreamDecoder> decoder_;
-  std::string text_;
-};
-
-struct Timings {
-  double load_ms = 0, prefill_ms = 0, decode_ms = 0;
-  int64_t decoded_tokens = 0;
-
-  /// Of the decode phase; nothing when it had no token.
-  std::optional<double> tokens_per_second() const {
-    if (decoded_tokens < 1 || decode_ms <= 0) return std::nullopt;
-    return static_cast<double>(decoded_tokens) * 1000 / decode_ms;
-  }
-};
-
-void print_json(const std::vector<int32_t>& prompt_ids, const runtime::GenerateResult& result,
-                const std::optional<std::string>& text, const Timings& timings) {
-  nlohmann::ordered_json json;
-  json["prompt_ids"] = prompt_ids;
-  json["ids"] = result.ids;
-  json["text"] = text ? nlohmann::ordered_json(*text) : nlohmann::ordered_json(nullptr);
-  json["stop_reason"] = result.stopped ? "eos" : "length";
-  auto& t = json["timings"];
-  t["load_ms"] = timings.load_ms;
-  t["prefill_ms"] = timings.prefill_ms;
-  t["decode_ms"] = timings.decode_ms;
-  const auto speed = timings.tokens_per_second();
-  t["tokens_per_second"] = speed ? nlohmann::ordered_json(*speed) : nlohmann::ordered_json(nullptr);
-  write_stdout(json.dump(2) + "\n");
-}
-
-void print_summary(const runtime::GenerateReport& report, const Timings& timings) {
-  char line[200];
-  std::snprintf(line, sizeof line, "loaded in %.0f ms, %lld prompt tokens in %.0f ms, ",
-                timings.load_ms, static_cast<long long>(report.prompt_tokens), timings.prefill_ms);
-  std::string text = line + std::to_string(report.results[0].ids.size()) + " generated";
-  if (const auto speed = timings.tokens_per_second()) {
-    std::snprintf(line, sizeof line, ", %.1f tokens/s", *speed);
-    text += line;
-  }
-  print_note(text);
-}
-
 ExitCode run_run(const RunOptions& options) {
   if (options.has_prompt == options.has_token_ids) {
     throw_usage("llmctl run", "give either --prompt TEXT or --token-ids 1,5,9");
   }
   std::vector<int32_t> ids;
-  if (!options.has_prompt) ids = parse_token_ids(options.token_ids);
+  if (!options.has_prompt) ids = parse_token_ids("--token-ids", options.token_ids);
   runtime::EngineOptions engine_options;
   engine_options.tp = static_cast<int>(options.tp);
   engine_options.pp = static_cast<int>(options.pp);
@@ -236,11 +75,7 @@ ExitCode run_run(const RunOptions& options) {
   }
   const auto tokenizer = open_model_tokenizer(model.checkpoint(), options);
   if (options.has_prompt) {
-    ids = tokenizer->encode(options.prompt, true);
-    if (ids.empty()) {
-      throw_usage("--prompt", "the text has no tokens, and this model starts with none of its own",
-                  "give at least one character");
-    }
+    ids = encode_prompt(*tokenizer, options.prompt);
   }
   runtime::GenerateRequest request;
   request.prompt_ids = ids;
