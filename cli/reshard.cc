@@ -24,6 +24,10 @@ reshard::ConvertOptions resolve(const ReshardFlags& flags) {
     throw_usage(flags.source, "a Hugging Face directory is not split over ranks",
                 "convert it: llmctl convert SRC DST --to megatron --tp T --pp P");
   }
+  if (options.format == "deepspeed") {
+    throw_usage(flags.source, "llmctl reads Megatron-DeepSpeed's files and does not write them",
+                "convert it: llmctl convert SRC DST --to megatron --tp T --pp P");
+  }
   options.tp = flags.tp;
   flags.megatron.resolve(options);
   options.settings = flags.about_source.settings();

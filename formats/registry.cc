@@ -4,6 +4,7 @@
 #include <system_error>
 
 #include "formats/core/error.h"
+#include "formats/deepspeed.h"
 #include "formats/faster_transformer.h"
 #include "formats/hugging_face.h"
 #include "formats/megatron.h"
@@ -26,6 +27,9 @@ constexpr std::array kFormats = {
            detect_hugging_face, read_hugging_face, place_safetensors},
     Format{"ft", "FasterTransformer N-gpu directory (model.*.bin, config.ini)",
            detect_faster_transformer, read_faster_transformer, place_faster_transformer},
+    // Before Megatron's: such trees have both tracker files.
+    Format{"deepspeed", "Megatron-DeepSpeed directory (layer_*-model_*-model_states.pt)",
+           detect_deepspeed, read_deepspeed, nullptr},
     Format{"megatron", "Megatron-LM or Yuan 2.0 directory (mp_rank_*/model_optim_rng.pt)",
            detect_megatron, read_megatron, place_megatron_tree},
 };

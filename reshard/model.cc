@@ -184,7 +184,7 @@ class ModelBuilder {
       }
       return;
     }
-    if (checkpoint.format == "megatron") {
+    if (checkpoint.megatron != nullptr) {
       const MegatronDescription found =
           read_megatron_config(checkpoint, options.settings, options.keep_vocab_padding);
       model_.config_ = found.config;

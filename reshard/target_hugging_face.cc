@@ -87,7 +87,7 @@ Target make_hugging_face_target(const Model& model, const ConvertOptions& option
   place_plan(target, options.format, {options.max_shard_bytes, nullptr});
   target.files.push_back(text_file("config.json", hf_config(model, options)));
   target.side_files = model.checkpoint().side_files;
-  if (model.checkpoint().format == "megatron" &&
+  if (model.checkpoint().megatron != nullptr &&
       model.config().vocab_size == padded_vocab_size(model)) {
     target.notes.push_back("the size of the vocabulary without padding is not known: all " +
                            std::to_string(model.config().vocab_size) +
