@@ -65,15 +65,19 @@ namespace {
 
 /// Work worth keeping for a later --resume when nobody has asked for that.
 constexpr uint64_t kWorthKeeping = uint64_t{1} << 30;
-/// Small results stay in the page cache for whoever uses them next.
-constexpr uint64_t kLargeJob = uint64_t{2} << 30;
-
-/// LLMCTL_JOURNAL_BYTES: how much is done between two entries of the journal; for tests, whose jobs
-/// are small.
-uint64_t journal_interval() {
-  const char* text = std::getenv("LLMCTL_JOURNAL_BYTES");
+/// For tests, whose jobs are small: a number of bytes from the environment, or `usual`.
+uint64_t threshold(const char* variable, uint64_t usual) {
+  const char* text = std::getenv(variable);
   const unsigned long long bytes = text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
-  return bytes > 0 ? bytes : uint64_t{1} << 30;
+  return bytes > 0 ? bytes : usual;
+}
+
+/// How much is done between two entries of the journal.
+uint64_t journal_interval() { return threshold("LLMCTL_JOURNAL_BYTES", uint64_t{1} << 30); }
+
+/// Small results stay in the page cache for whoever uses them next.
+bool is_large(uint64_t bytes) {
+  return bytes > threshold("LLMCTL_LARGE_JOB_BYTES", uint64_t{2} << 30);
 }
 
 class OutputWriter {
@@ -88,7 +92,7 @@ class OutputWriter {
     summary.num_tensors = job_.plan->tensors.size();
     summary.num_files = job_.files.size() + job_.side_files.size();
     if (job_.fill) return make(summary, progress);
-    const bool large = summary.bytes_read + summary.bytes_written > kLargeJob;
+    const bool large = is_large(summary.bytes_read + summary.bytes_written);
     const WriteMode mode = choose_write_mode(folder_, large);
     Journal journal = start_journal(mode, summary);
     const bool continues = !journal.units().empty();
@@ -148,7 +152,7 @@ class OutputWriter {
       write_sparse(*job_.plan, job_.files, folder_);
       return summary;
     }
-    const WriteMode mode = choose_write_mode(folder_, summary.bytes_written > kLargeJob);
+    const WriteMode mode = choose_write_mode(folder_, is_large(summary.bytes_written));
     FileSink sink(folder_, job_.files, job_.plan->tensors.size(), mode, Existing::kRefuse);
     ExecuteOptions options;
     options.jobs = job_.jobs;

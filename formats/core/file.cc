@@ -10,6 +10,7 @@
 #include <system_error>
 #include <utility>
 
+#include "formats/core/aligned_buffer.h"
 #include "formats/core/error.h"
 
 namespace llmctl {
@@ -58,6 +59,7 @@ std::optional<File> File::open_direct(const fs::path& path, Access access) {
     throw_errno(path.string(), "cannot open");
   }
   File file(descriptor, path);
+  file.direct_ = true;
   regular_file_size(descriptor, path);
   // Some file systems refuse only the transfer.
   alignas(4096) std::byte block[4096];
@@ -66,16 +68,24 @@ std::optional<File> File::open_direct(const fs::path& path, Access access) {
 }
 
 File::File(File&& other) noexcept
-    : descriptor_(std::exchange(other.descriptor_, -1)), path_(std::move(other.path_)) {}
+    : descriptor_(std::exchange(other.descriptor_, -1)),
+      direct_(other.direct_),
+      path_(std::move(other.path_)) {}
 
 File& File::operator=(File&& other) noexcept {
   std::swap(descriptor_, other.descriptor_);
+  std::swap(direct_, other.direct_);
   std::swap(path_, other.path_);
   return *this;
 }
 
 File::~File() {
   if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+size_t File::advance(size_t done, size_t transferred) const {
+  const size_t reached = done + transferred;
+  return direct_ ? reached / kDirectAlignment * kDirectAlignment : reached;
 }
 
 uint64_t File::size_bytes() const { return regular_file_size(descriptor_, path_); }
@@ -93,7 +103,12 @@ void File::read_at(std::span<std::byte> out, uint64_t offset) const {
       throw Error(ErrorCode::kEnvironment, "file became shorter while it was read", path_.string(),
                   "make sure that nothing else writes to it and try again");
     }
-    done += static_cast<size_t>(n);
+    const size_t next = advance(done, static_cast<size_t>(n));
+    if (next == done) {
+      throw Error(ErrorCode::kEnvironment, "only part of a block could be read", path_.string(),
+                  "make sure that nothing else writes to it and try again");
+    }
+    done = next;
   }
 }
 
@@ -106,8 +121,11 @@ void File::write_at(std::span<const std::byte> data, uint64_t offset) {
       if (errno == EINTR) continue;
       throw_errno(path_.string(), "cannot write");
     }
-    if (n == 0) throw Error(ErrorCode::kEnvironment, "cannot write any further", path_.string());
-    done += static_cast<size_t>(n);
+    const size_t next = advance(done, static_cast<size_t>(n));
+    if (next == done) {
+      throw Error(ErrorCode::kEnvironment, "cannot write any further", path_.string());
+    }
+    done = next;
   }
 }
 

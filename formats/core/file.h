@@ -56,7 +56,12 @@ class File {
   File(int descriptor, std::filesystem::path path);
   static File open_existing(const std::filesystem::path& path, int flags);
 
+  /// How much is done after a transfer: one past the page cache that ends inside a block has to go
+  /// on from the block's start.
+  size_t advance(size_t done, size_t transferred) const;
+
   int descriptor_ = -1;
+  bool direct_ = false;
   std::filesystem::path path_;
 };
 

@@ -125,12 +125,11 @@ ssize_t read(int descriptor, void *data, size_t size) {
 
 ssize_t pread(int descriptor, void *data, size_t size, off_t offset) {
   REAL(ssize_t, "pread", int, void *, size_t, off_t);
-  if (strikes(kRead)) {
-    if (fault_errno > 0) return -1;
-    // O_DIRECT takes whole blocks only; a half of one would be another fault than the one meant.
-    size = size >= 8192 ? size / 2 / 4096 * 4096 : (size + 1) / 2;
-  }
-  return real(descriptor, data, size, offset);
+  if (!strikes(kRead)) return real(descriptor, data, size, offset);
+  if (fault_errno > 0) return -1;
+  // O_DIRECT takes whole blocks only, so all is done and half of it told.
+  const ssize_t done = real(descriptor, data, size, offset);
+  return done > 0 ? (done + 1) / 2 : done;
 }
 ssize_t pread64(int descriptor, void *data, size_t size, off64_t offset) {
   return pread(descriptor, data, size, offset);
@@ -147,11 +146,10 @@ ssize_t write(int descriptor, const void *data, size_t size) {
 
 ssize_t pwrite(int descriptor, const void *data, size_t size, off_t offset) {
   REAL(ssize_t, "pwrite", int, const void *, size_t, off_t);
-  if (strikes(kWrite)) {
-    if (fault_errno > 0) return -1;
-    size = size >= 8192 ? size / 2 / 4096 * 4096 : (size + 1) / 2;
-  }
-  return real(descriptor, data, size, offset);
+  if (!strikes(kWrite)) return real(descriptor, data, size, offset);
+  if (fault_errno > 0) return -1;
+  const ssize_t done = real(descriptor, data, size, offset);
+  return done > 0 ? (done + 1) / 2 : done;
 }
 ssize_t pwrite64(int descriptor, const void *data, size_t size, off64_t offset) {
   return pwrite(descriptor, data, size, offset);

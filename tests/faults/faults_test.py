@@ -39,8 +39,8 @@ ACTIONS = {
 RESUMED = [("read", "KILL"), ("write", "KILL"), ("write", "ENOSPC"), ("sync", "KILL"), ("sync", "EIO"), ("rename", "KILL")]
 
 
-def write_model(folder, layers=2, hidden=16, heads=4, ffn=24, vocab=40):
-    """A LLaMA of a few kilobytes, values random."""
+def write_model(folder, hidden, ffn, vocab, layers=2, heads=4):
+    """A small LLaMA, values random."""
     folder.mkdir()
     shapes = {"model.embed_tokens.weight": [vocab, hidden], "model.norm.weight": [hidden], "lm_head.weight": [vocab, hidden]}
     for layer in range(layers):
@@ -78,14 +78,15 @@ def tree(folder):
 class Job:
     """One command line that replaces the folder `out`."""
 
-    def __init__(self, name, out, arguments, root):
+    def __init__(self, name, out, arguments, root, environment):
         self.name, self.out, self.arguments, self.root = name, out, arguments, root
+        self.environment = environment
         self.old = root / "old"
         self.source = root / "source"
 
     def run(self, place, fault=None, count_file=None, extra=()):
         # Small as the job is, everything it does is entered into the journal at once.
-        env = dict(os.environ, LD_PRELOAD=SHIM, LLMCTL_JOURNAL_BYTES="1")
+        env = dict(os.environ, LD_PRELOAD=SHIM, LLMCTL_JOURNAL_BYTES="1", **self.environment)
         if fault:
             env["LLMCTL_FAULT"] = fault
         if count_file:
@@ -187,25 +188,29 @@ def sweep(job):
     return bad
 
 
+SMALL = {"hidden": 16, "ffn": 24, "vocab": 40}
 JOBS = {
-    "convert to ft": ("2-gpu", ["convert", "source", "2-gpu", "--to", "ft", "--tp", "2"]),
-    "reshard": ("out", ["reshard", "source", "out", "--tp", "2", "--pp", "1"]),
-    "convert to hf": ("out", ["convert", "source", "out", "--to", "hf"]),
+    "convert to ft": ("2-gpu", ["convert", "source", "2-gpu", "--to", "ft", "--tp", "2"], SMALL, {}),
+    "reshard": ("out", ["reshard", "source", "out", "--tp", "2", "--pp", "1"], SMALL, {}),
+    # As a job of many gigabytes is done: O_DIRECT where the temporary folder's file system has it.
+    "reshard past the page cache": ("out", ["reshard", "source", "out", "--tp", "2", "--pp", "1"],
+                                    {"hidden": 64, "ffn": 96, "vocab": 128}, {"LLMCTL_LARGE_JOB_BYTES": "1"}),
+    "convert to hf": ("out", ["convert", "source", "out", "--to", "hf"], SMALL, {}),
 }
 
 
 def main():
     bad = 0
     with tempfile.TemporaryDirectory() as folder:
-        for number, (name, (out, arguments)) in enumerate(JOBS.items()):
+        for number, (name, (out, arguments, sizes, environment)) in enumerate(JOBS.items()):
             root = pathlib.Path(folder) / str(number)
             root.mkdir()
-            write_model(root / "source")
-            if name == "reshard":
+            write_model(root / "source", **sizes)
+            if "reshard" in arguments:
                 (root / "source").rename(root / "hf")
                 subprocess.run([LLMCTL, "convert", "hf", "source", "--to", "megatron", "--pp", "2"], cwd=root, check=True,
                                stderr=subprocess.DEVNULL)
-            bad += sweep(Job(name, out, arguments, root))
+            bad += sweep(Job(name, out, arguments, root, environment))
     sys.exit(1 if bad else 0)
 
 
