@@ -36,6 +36,10 @@ void cpu_relax() {
 /// not eat the time slice a worker needs.
 constexpr auto kSpinTime = std::chrono::microseconds(40);
 
+/// Waking a sleeping worker costs the caller a few microseconds, in which it gets this much done by
+/// itself. One that comes too late costs no more than that: nobody waits for it.
+constexpr int64_t kWorthWaking = int64_t{128} << 10;
+
 template <typename Ready>
 bool spin_until(const Ready& ready) {
   const auto end = std::chrono::steady_clock::now() + kSpinTime;
@@ -65,17 +69,25 @@ int available_cores() {
 }
 
 struct ThreadPool::State {
-  std::mutex mutex;
-  std::condition_variable work_ready, work_done;
-  // Written under `mutex`; read without it by spinning threads.
-  std::atomic<uint64_t> generation{0};
-  std::atomic<int> busy{0};
-  std::atomic<bool> stop{false};
-  std::atomic<int64_t> next{0};
-  int64_t count = 0;
+  // One word says which loop it is (its number, from bit 17), whether workers may still join it
+  // (bit 16), and how many are in it. So a worker that the scheduler brings late finds the loop
+  // closed and is waited for by nobody: on a busy machine that is the difference between a loop of
+  // microseconds and one of milliseconds.
+  static constexpr uint64_t kInside = 0xFFFF;
+  static constexpr uint64_t kOpen = uint64_t{1} << 16;
+  static constexpr int kNumberShift = 17;
+  alignas(64) std::atomic<uint64_t> loop{0};
+  alignas(64) std::atomic<int64_t> next{0};
+  // Set by the caller while nobody is inside.
+  alignas(64) int64_t count = 0;
   const std::function<void(int64_t)>* body = nullptr;
-  std::exception_ptr error;
+
+  std::atomic<bool> is_running{false}, stop{false};
+  std::atomic<int> num_sleeping{0};
   bool may_spin = false;
+  std::mutex mutex;  // guards `error`; held to sleep and to wake
+  std::condition_variable work_ready, work_done;
+  std::exception_ptr error;
   std::vector<std::thread> threads;
 
   void run_claimed() {
@@ -102,19 +114,44 @@ struct ThreadPool::State {
   void worker() {
     uint64_t seen = 0;
     for (;;) {
-      const auto ready = [&] { return stop.load() || generation.load() != seen; };
+      const auto ready = [&] {
+        const uint64_t now = loop.load();
+        return stop.load() || ((now & kOpen) != 0 && now >> kNumberShift != seen);
+      };
       if (!(may_spin && spin_until(ready))) {
         std::unique_lock lock(mutex);
+        // Counted before the last look at `loop`: see wake().
+        num_sleeping.fetch_add(1);
         work_ready.wait(lock, ready);
+        num_sleeping.fetch_sub(1);
       }
       if (stop.load()) return;
-      seen = generation.load();
+      uint64_t now = loop.load();
+      if ((now & kOpen) == 0 || !loop.compare_exchange_strong(now, now + 1)) continue;
+      seen = now >> kNumberShift;
       run_claimed();
-      if (busy.fetch_sub(1) == 1) {
+      if ((loop.fetch_sub(1) & (kOpen | kInside)) == 1) {
         const std::lock_guard lock(mutex);
         work_done.notify_one();
       }
     }
+  }
+
+  /// Called after the loop was opened: a worker that this does not see asleep has yet to look at
+  /// `loop`, and finds it open.
+  void wake(int64_t wanted) {
+    const int64_t sleeping = num_sleeping.load();
+    if (sleeping == 0) return;
+    { const std::lock_guard lock(mutex); }
+    if (wanted >= sleeping) return work_ready.notify_all();
+    for (int64_t i = 0; i < wanted; ++i) work_ready.notify_one();
+  }
+
+  void wait_until_all_left() {
+    const auto done = [&] { return (loop.load() & kInside) == 0; };
+    if (done() || (may_spin && spin_until(done))) return;
+    std::unique_lock lock(mutex);
+    work_done.wait(lock, done);
   }
 };
 
@@ -141,39 +178,32 @@ ThreadPool::ThreadPool(int num_threads)
 
 ThreadPool::~ThreadPool() { state_->join_all(); }
 
-void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t)>& body) {
+void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t)>& body,
+                              int64_t work_bytes) {
   if (count <= 0) return;
   if (num_threads_ == 1 || count == 1) {
     for (int64_t i = 0; i < count; ++i) body(i);
     return;
   }
   State& s = *state_;
-  {
-    const std::lock_guard lock(s.mutex);
-    if (s.body != nullptr) {
-      throw Error(ErrorCode::kInternal, "a thread pool runs one loop at a time");
-    }
-    s.count = count;
-    s.body = &body;
-    s.error = nullptr;
-    s.next.store(0);
-    s.busy.store(num_threads_ - 1);
-    s.generation.fetch_add(1);
+  if (s.is_running.exchange(true)) {
+    throw Error(ErrorCode::kInternal, "a thread pool runs one loop at a time");
   }
-  s.work_ready.notify_all();
+  s.count = count;
+  s.body = &body;
+  s.next.store(0);
+  const uint64_t number = (s.loop.load() >> State::kNumberShift) + 1;
+  s.loop.store(number << State::kNumberShift | State::kOpen);
+  if (work_bytes >= kWorthWaking) s.wake(count - 1);
   s.run_claimed();
-  const auto done = [&] { return s.busy.load() == 0; };
-  if (!(s.may_spin && spin_until(done))) {
-    std::unique_lock lock(s.mutex);
-    s.work_done.wait(lock, done);
-  }
-  // The last worker signals under the lock: take it once, so that it has left before we return.
+  s.loop.fetch_and(~State::kOpen);
+  s.wait_until_all_left();
   std::exception_ptr error;
   {
     const std::lock_guard lock(s.mutex);
-    s.body = nullptr;
     error = std::exchange(s.error, nullptr);
   }
+  s.is_running.store(false);
   if (error) std::rethrow_exception(error);
 }
 

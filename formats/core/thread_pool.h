@@ -10,7 +10,7 @@ namespace llmctl {
 /// Runs loops over index ranges on `num_threads` threads, the caller's included. One loop at a
 /// time per pool; a loop body must not call back into the same pool. Waiting spins for tens of
 /// microseconds when there are no more threads than cores, then sleeps, so that a shared core is
-/// not burnt.
+/// not burnt. A worker that comes when all is claimed is not waited for.
 class ThreadPool {
  public:
   /// Requires: num_threads >= 1. With 1 everything runs on the calling thread.
@@ -23,8 +23,10 @@ class ThreadPool {
 
   /// Calls `body(i)` for every i in [0, count), each once, claimed one after the other from a
   /// shared counter; returns when all are done. The first exception cancels what is not yet
-  /// claimed and is rethrown here.
-  void parallel_for(int64_t count, const std::function<void(int64_t)>& body);
+  /// claimed and is rethrown here. `work_bytes`: about what the whole loop reads, where it may be
+  /// little; workers that sleep are then left asleep if it is.
+  void parallel_for(int64_t count, const std::function<void(int64_t)>& body,
+                    int64_t work_bytes = INT64_MAX);
 
  private:
   struct State;

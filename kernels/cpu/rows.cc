@@ -52,7 +52,8 @@ void cpu::activation(Isa isa, float* x, int64_t count, ActivationOp op, ThreadPo
     float* run = x + i * kRun;
     kernel(run, run, nullptr, std::min(kRun, count - i * kRun), static_cast<int>(op));
   };
-  pool.parallel_for((count + kRun - 1) / kRun, std::ref(body));
+  pool.parallel_for((count + kRun - 1) / kRun, std::ref(body),
+                    count * static_cast<int64_t>(sizeof(float)));
 }
 
 void cpu::gated_activation(Isa isa, float* y, const float* gate_up, int64_t num_tokens, int64_t n,
@@ -88,7 +89,8 @@ void add(float* x, const float* y, int64_t count, ThreadPool& pool) {
     const int64_t end = std::min(count, (i + 1) * kRun);
     for (int64_t j = i * kRun; j < end; ++j) x[j] += y[j];
   };
-  pool.parallel_for((count + kRun - 1) / kRun, std::ref(body));
+  pool.parallel_for((count + kRun - 1) / kRun, std::ref(body),
+                    count * static_cast<int64_t>(sizeof(float)));
 }
 
 }  // namespace llmctl::kernels

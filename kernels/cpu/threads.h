@@ -22,7 +22,8 @@ void for_each_row(ThreadPool& pool, int64_t num_rows, int64_t row_elements, cons
     for (int64_t row = i * rows_per_task; row < end; ++row) body(row);
   };
   // By reference: the pool's std::function then needs no memory.
-  pool.parallel_for((num_rows + rows_per_task - 1) / rows_per_task, std::ref(task));
+  pool.parallel_for((num_rows + rows_per_task - 1) / rows_per_task, std::ref(task),
+                    num_rows * row_elements * static_cast<int64_t>(sizeof(float)));
 }
 
 }  // namespace llmctl::kernels::cpu
