@@ -3,14 +3,16 @@
 
 #include <cstdint>
 
-#include "formats/core/dtype.h"
+#include "formats/core/thread_pool.h"
+#include "kernels/panels.h"
 
 namespace llmctl::kernels {
 
-/// y[t] = table[ids[t] - first_row] widened to F32, or zeros when the row is not in
-/// [first_row, first_row + num_rows).
-void embedding(float* y,  // (num_tokens, width)
-               const void* table, DType dtype, const int32_t* ids, int64_t first_row,
-               int64_t num_rows, int64_t num_tokens, int64_t width);
+/// y[t] = table[ids[t] - first_row] widened to F32, or zeros when the table has no such row. The
+/// table is the one that a tied head multiplies with; a row of it is a strided gather of one panel,
+/// which is little beside reading the whole for the head.
+void embedding(float* y,  // (num_tokens, table.columns)
+               const PanelMatrix& table, const int32_t* ids, int64_t first_row, int64_t num_tokens,
+               ThreadPool& pool);
 
 }  // namespace llmctl::kernels

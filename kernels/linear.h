@@ -1,21 +1,30 @@
-// The matrix product of F32 activations with F32, F16 or BF16 weights.
+// The matrix product of F32 activations with F32, F16 or BF16 weights that lie as panels.
 #pragma once
 
 #include <cstdint>
 
 #include "formats/core/dtype.h"
 #include "formats/core/thread_pool.h"
+#include "kernels/panels.h"
 
 namespace llmctl::kernels {
 
-/// y[t][n] = sum_k x[t][k] * w[n][k] + bias[n]; weights F32, F16 or BF16, row-major [n, k]; bias
-/// may be null. Bound: bytes of w for few tokens, flops for many.
-void linear(float* y,        // (num_tokens, n), rows `y_stride` elements apart
-            const float* x,  // (num_tokens, k)
-            const void* w, DType w_dtype, const float* bias, int64_t num_tokens, int64_t n,
-            int64_t k, int64_t y_stride, ThreadPool& pool);
+/// y[t][n] = sum_k x[t][k] * w[n][k] + bias[n], n in [0, w.rows). Each output is one accumulator, k
+/// ascending, then the bias: it does not depend on the other rows and tokens of the call. Bound:
+/// bytes of w for few tokens, flops for many.
+void linear(float* y,        // (num_tokens, w.rows), rows `y_stride` elements apart
+            const float* x,  // (num_tokens, w.columns)
+            const PanelMatrix& w,
+            const float* bias,  // (w.rows), or null
+            int64_t num_tokens, int64_t y_stride,
+            float* scratch,  // linear_scratch_floats(num_tokens, w.columns); null where that is 0
+            ThreadPool& pool);
+
+/// Room for the activations in the order in which the product reads them.
+int64_t linear_scratch_floats(int64_t num_tokens, int64_t columns);
 
 namespace reference {
+/// The same with `w` row-major, (n, k).
 void linear(float* y, const float* x, const void* w, DType w_dtype, const float* bias,
             int64_t num_tokens, int64_t n, int64_t k, int64_t y_stride);
 }  // namespace reference

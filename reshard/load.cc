@@ -45,11 +45,27 @@ class MemorySink : public TensorSink {
   std::vector<std::byte*> targets_;
 };
 
-constexpr size_t kAlignment = 64;
+constexpr size_t kAlignment = kernels::kPanelAlignment;
 
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
+/// What a tensor takes once it is packed: more than it is read as where a panel is incomplete.
+size_t bytes_in_memory(const PlannedTensor& tensor) {
+  const Shape& shape = tensor.target.shape;
+  if (shape.size() < 2) return aligned(tensor.num_bytes());
+  const auto bytes = shape.size() == 2
+                         ? kernels::matrix_panel_bytes(tensor.target.dtype, shape[0], shape[1])
+                         : std::nullopt;
+  if (!bytes) throw Error(ErrorCode::kInternal, "not a matrix", tensor.target.name);
+  return aligned(*bytes);
+}
+
 }  // namespace
+
+kernels::PanelMatrix RankWeights::Tensor::matrix() const {
+  if (!is_matrix()) throw Error(ErrorCode::kInternal, "a weight that is no matrix");
+  return {data, dtype, shape[0], shape[1]};
+}
 
 const RankWeights::Tensor* RankWeights::find(const std::string& name) const {
   const auto it = tensors_.find(name);
@@ -74,12 +90,12 @@ RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, con
   options.dtype = [&](const Shape& shape, DType source) {
     if (shape.size() < 2) return DType::F32;
     const DType dtype = matrix_dtype.value_or(source);
-    return dtype_info(dtype).flag.empty() ? DType::F32 : dtype;
+    return kernels::has_panels(dtype) ? dtype : DType::F32;
   };
   const Plan plan = make_plan(model, rules, options);
   RankWeights weights;
   size_t total = 0;
-  for (const PlannedTensor& tensor : plan.tensors) total += aligned(tensor.num_bytes());
+  for (const PlannedTensor& tensor : plan.tensors) total += bytes_in_memory(tensor);
   auto block = std::make_shared<RankWeights::Block>(total);
   std::vector<std::byte*> targets;
   size_t offset = 0;
@@ -87,14 +103,19 @@ RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, con
     std::byte* data = block->data + offset;
     weights.tensors_[tensor.target.name] = {tensor.target.dtype, tensor.target.shape, data};
     targets.push_back(data);
-    offset += aligned(tensor.num_bytes());
+    offset += bytes_in_memory(tensor);
   }
-  MemorySink sink(std::move(targets));
+  MemorySink sink(targets);
   ExecuteOptions execute_options;
   execute_options.jobs = pool.num_threads();
   // A run on infinite weights would print nonsense, not an error.
   execute_options.overflow_is_error = true;
   execute(plan, sink, execute_options);
+  for (size_t i = 0; i < targets.size(); ++i) {
+    const formats::TargetTensor& target = plan.tensors[i].target;
+    if (target.shape.size() != 2) continue;
+    kernels::pack_panels_in_place(targets[i], target.dtype, target.shape[0], target.shape[1], pool);
+  }
   weights.blocks_.push_back(std::move(block));
   weights.total_bytes_ = total;
   return weights;

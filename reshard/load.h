@@ -12,6 +12,7 @@
 
 #include "formats/checkpoint.h"
 #include "formats/core/thread_pool.h"
+#include "kernels/panels.h"
 #include "reshard/model_config.h"
 #include "reshard/rule.h"
 
@@ -27,13 +28,18 @@ struct RankSlice {
   int64_t end_layer = 0;
 };
 
-/// Tensors in memory, 64-byte aligned, row-major. Owns them; immutable after load; safe to share.
+/// Tensors in memory, 64-byte aligned: vectors as they are, matrices as panels. Owns them;
+/// immutable after load; safe to share.
 class RankWeights {
  public:
   struct Tensor {
     DType dtype = DType::F32;
     std::vector<int64_t> shape;
     const void* data = nullptr;
+
+    bool is_matrix() const { return shape.size() == 2; }
+    /// Throws kInternal when the shape has not two axes.
+    kernels::PanelMatrix matrix() const;
   };
 
   /// By the rule's name with {l} replaced; null when the model has no such tensor.
@@ -51,10 +57,10 @@ class RankWeights {
   uint64_t total_bytes_ = 0;
 };
 
-/// Loads every row of `rules` that the model has, as it stands for the rank. Matrices (two or more
-/// stored axes) are cast to `matrix_dtype`, or keep the checkpoint's dtype when nothing; vectors
-/// become F32. Throws what planning and reading throw, and kInvalidInput when a finite value does
-/// not fit matrix_dtype.
+/// Loads every row of `rules` that the model has, as it stands for the rank. Matrices (two stored
+/// axes) are cast to `matrix_dtype`, or keep the checkpoint's dtype when nothing, and packed as
+/// panels where they stand; vectors become F32. Throws what planning and reading throw, and
+/// kInvalidInput when a finite value does not fit matrix_dtype.
 RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, const RankSlice& slice,
                       std::optional<DType> matrix_dtype, ThreadPool& pool);
 

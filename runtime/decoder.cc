@@ -100,12 +100,12 @@ Decoder::Matrix Decoder::find_matrix(const std::string& name, int64_t rows, int6
   const auto* tensor = weights_.find(name);
   if (tensor == nullptr) return {};
   check_shape(name, tensor->shape, {rows, columns});
-  return {tensor->data, tensor->dtype, rows, columns, find_vector(name + "_b", rows)};
+  return {tensor->matrix(), find_vector(name + "_b", rows)};
 }
 
 Decoder::Matrix Decoder::get_matrix(const std::string& name, int64_t rows, int64_t columns) const {
   const Matrix matrix = find_matrix(name, rows, columns);
-  if (matrix.data == nullptr) throw Error(ErrorCode::kInternal, "weight was not loaded", name);
+  if (matrix.empty()) throw Error(ErrorCode::kInternal, "weight was not loaded", name);
   return matrix;
 }
 
@@ -138,7 +138,7 @@ void Decoder::bind_weights() {
     if (config_.final_norm) final_norm_ = find_norm("final_norm");
     if (narrow) project_out_ = get_matrix("project_out", width, hidden);
     head_ = find_matrix(narrow ? "head_narrow" : "head", local_vocab_, width);
-    if (head_.data == nullptr) head_ = get_matrix(embed_name, local_vocab_, width);
+    if (head_.empty()) head_ = get_matrix(embed_name, local_vocab_, width);
     head_.bias = find_vector("head_bias", local_vocab_);
   }
   const int64_t d = config_.head_dim;
@@ -186,6 +186,9 @@ void Decoder::allocate(int64_t max_tokens) {
     window_ = floats(max_tokens, 2 * hidden);
     filter_ = floats(max_tokens, tp * local_filter_);
   }
+  packed_ = floats(1, kernels::linear_scratch_floats(
+                          std::max(max_tokens, kMaxLogitRows),
+                          std::max({2 * hidden, width, heads_wide, config_.intermediate_size})));
   if (tp > 1) {
     const int64_t widest = std::max({local_heads_ * config_.head_dim, local_ffn_, local_hidden_,
                                      place_.is_first_stage() ? width : 0});
@@ -216,8 +219,8 @@ void Decoder::normalize(float* y, const float* x, const Norm& norm) {
   }
 }
 
-void Decoder::multiply(float* y, const float* x, const Matrix& m) {
-  kernels::linear(y, x, m.data, m.dtype, m.bias, num_tokens_, m.rows, m.columns, m.rows, pool_);
+void Decoder::multiply(float* y, const float* x, const Matrix& m, int64_t y_stride) {
+  kernels::linear(y, x, m, m.bias, num_tokens_, y_stride, packed_.data(), pool_);
 }
 
 void Decoder::gather_columns(float* y, const float* local, int64_t num_rows, int64_t local_columns,
@@ -243,17 +246,16 @@ void Decoder::gather_columns(float* y, const float* local, int64_t num_rows, int
 void Decoder::multiply_gathered(float* y, const float* x, const Matrix& m, int64_t num_rows,
                                 int64_t columns, const RankComm& comm) {
   float* local = place_.tp == 1 ? y : rows_.data();
-  kernels::linear(local, x, m.data, m.dtype, m.bias, num_rows, m.rows, m.columns, m.rows, pool_);
+  kernels::linear(local, x, m, m.bias, num_rows, m.rows, packed_.data(), pool_);
   if (place_.tp > 1) gather_columns(y, local, num_rows, m.rows, columns, comm);
 }
 
 void Decoder::embed(const Step& step, const RankComm& comm) {
   const int64_t width = config_.embed_dim();
   const int64_t first_row = place_.tp_rank * local_vocab_;
-  float* target = project_in_.data != nullptr ? second_.data() : x_.data();
+  float* target = project_in_.empty() ? x_.data() : second_.data();
   float* local = place_.tp == 1 ? target : rows_.data();
-  kernels::embedding(local, embed_.data, embed_.dtype, step.ids.data(), first_row, local_vocab_,
-                     num_tokens_, width);
+  kernels::embedding(local, embed_, step.ids.data(), first_row, num_tokens_, pool_);
   if (place_.tp > 1) {
     // Every row has one owner; picking it keeps its bits, which adding the others' zeros may not.
     comm.tp->all_gather(gathered_.data(), local,
@@ -264,10 +266,9 @@ void Decoder::embed(const Step& step, const RankComm& comm) {
                   static_cast<size_t>(width) * sizeof(float));
     }
   }
-  if (project_in_.data != nullptr) multiply(x_.data(), target, project_in_);
-  if (pos_.data != nullptr) {
-    kernels::embedding(h_.data(), pos_.data, pos_.dtype, step.positions.data(), 0, pos_.rows,
-                       num_tokens_, config_.hidden_size);
+  if (!project_in_.empty()) multiply(x_.data(), target, project_in_, config_.hidden_size);
+  if (!pos_.empty()) {
+    kernels::embedding(h_.data(), pos_, step.positions.data(), 0, num_tokens_, pool_);
     kernels::add(x_.data(), h_.data(), num_tokens_ * config_.hidden_size, pool_);
   }
   if (config_.embedding_norm) {
@@ -278,14 +279,12 @@ void Decoder::embed(const Step& step, const RankComm& comm) {
 
 void Decoder::project_qkv(const float* x, int64_t layer, const Step& step, const RankComm& comm) {
   const Layer& weights = layers_[static_cast<size_t>(layer)];
-  if (!config_.localized_filtering) return multiply(qkv_.data(), x, weights.qkv);
+  if (!config_.localized_filtering) {
+    return multiply(qkv_.data(), x, weights.qkv, weights.qkv.rows);
+  }
   const int64_t stride = weights.qk.rows + weights.v.rows;
-  const auto multiply_into = [&](float* y, const float* input, const Matrix& m) {
-    kernels::linear(y, input, m.data, m.dtype, m.bias, num_tokens_, m.rows, m.columns, stride,
-                    pool_);
-  };
-  multiply_into(qkv_.data() + weights.qk.rows, x, weights.v);
-  multiply_into(qkv_.data(), filter(x, layer, step, comm), weights.qk);
+  multiply(qkv_.data() + weights.qk.rows, x, weights.v, stride);
+  multiply(qkv_.data(), filter(x, layer, step, comm), weights.qk, stride);
 }
 
 void Decoder::turn(float* heads, int64_t num_heads) {
@@ -339,10 +338,10 @@ void Decoder::run_mlp(const float* x, const Layer& weights, const RankComm& comm
   const kernels::ActivationOp op = activation_op(config_.activation);
   float* local = place_.tp == 1 ? inner_.data() : rows_.data();
   if (config_.gated_mlp) {
-    multiply(local_.data(), x, weights.up);
+    multiply(local_.data(), x, weights.up, weights.up.rows);
     kernels::gated_activation(local, local_.data(), num_tokens_, local_ffn_, op, pool_);
   } else {
-    multiply(local, x, weights.up);
+    multiply(local, x, weights.up, weights.up.rows);
     kernels::activation(local, num_tokens_ * local_ffn_, op, pool_);
   }
   if (place_.tp > 1) {
@@ -422,8 +421,8 @@ const float* Decoder::logits(std::span<const int32_t> rows, const RankComm& comm
     normalize(h_.data(), input, final_norm_);
     input = h_.data();
   }
-  if (project_out_.data != nullptr) {
-    multiply(second_.data(), input, project_out_);
+  if (!project_out_.empty()) {
+    multiply(second_.data(), input, project_out_, project_out_.rows);
     input = second_.data();
   }
   num_tokens_ = tokens_of_pass;

@@ -59,10 +59,7 @@ class Decoder {
   const float* logits(std::span<const int32_t> rows, const RankComm& comm);
 
  private:
-  struct Matrix {
-    const void* data = nullptr;  // (rows, columns)
-    DType dtype = DType::F32;
-    int64_t rows = 0, columns = 0;
+  struct Matrix : kernels::PanelMatrix {
     const float* bias = nullptr;  // (rows), or null
   };
   struct Norm {
@@ -105,7 +102,8 @@ class Decoder {
   void keep_state(const float* x, int64_t layer, const Step& step);
   void run_mlp(const float* x, const Layer& weights, const RankComm& comm);
   void normalize(float* y, const float* x, const Norm& norm);
-  void multiply(float* y, const float* x, const Matrix& matrix);
+  /// y = matrix x + bias of the step's tokens; rows of y are `y_stride` apart.
+  void multiply(float* y, const float* x, const Matrix& matrix, int64_t y_stride);
   /// multiply, then the ranks' columns side by side: y is (num_tokens, columns).
   void multiply_gathered(float* y, const float* x, const Matrix& matrix, int64_t num_rows,
                          int64_t columns, const RankComm& comm);
@@ -133,6 +131,7 @@ class Decoder {
   std::vector<float> x_, h_, qkv_, attention_, branch_, inner_, second_, cos_, sin_;
   std::vector<float> local_, gathered_, rows_, narrow_rows_, logits_;
   std::vector<float> window_, filter_;  // localized filtering
+  std::vector<float> packed_;           // kernels::linear's
 };
 
 /// ALiBi slopes of all heads (Press et al., 2022; for head counts that are no power of two as

@@ -55,11 +55,22 @@ void Decoder::convolve(float* y, const float* x, const Convolution& convolution,
     const int64_t begin = std::max(g * group_rows - first_row, int64_t{0});
     const int64_t end = std::min((g + 1) * group_rows - first_row, m.rows);
     if (begin >= end) continue;
-    const auto* weights = static_cast<const std::byte*>(m.data) +
-                          static_cast<size_t>(begin * m.columns) * dtype_bytes(m.dtype);
-    kernels::linear(local + begin, window_.data() + g * num_tokens_ * m.columns, weights, m.dtype,
-                    m.bias != nullptr ? m.bias + begin : nullptr, num_tokens_, end - begin,
-                    m.columns, m.rows, pool_);
+    const float* window = window_.data() + g * num_tokens_ * m.columns;
+    // From the panel that the group's first row is in; what precedes that row is another group's.
+    const int64_t first = begin / kernels::kPanelRows * kernels::kPanelRows;
+    const kernels::PanelMatrix part = kernels::panel_rows(m, first, end - first);
+    const float* bias = m.bias != nullptr ? m.bias + first : nullptr;
+    if (first == begin) {
+      kernels::linear(local + begin, window, part, bias, num_tokens_, m.rows, packed_.data(),
+                      pool_);
+      continue;
+    }
+    kernels::linear(second_.data(), window, part, bias, num_tokens_, part.rows, packed_.data(),
+                    pool_);
+    for (int64_t t = 0; t < num_tokens_; ++t) {
+      std::memcpy(local + t * m.rows + begin, second_.data() + t * part.rows + begin - first,
+                  static_cast<size_t>(end - begin) * sizeof(float));
+    }
   }
   if (place_.tp > 1) {
     gather_columns(y, local, num_tokens_, m.rows, convolution.out_channels, comm);
@@ -83,7 +94,8 @@ void Decoder::keep_state(const float* x, int64_t layer, const Step& step) {
   }
 }
 
-/// u of every token, (num_tokens, hidden_size); lies in second_, and uses branch_.
+/// u of every token, (num_tokens, hidden_size); lies in second_, and uses branch_. A convolution
+/// may use second_ on the way.
 const float* Decoder::filter(const float* x, int64_t layer, const Step& step,
                              const RankComm& comm) {
   const Layer& weights = layers_[static_cast<size_t>(layer)];

@@ -29,12 +29,12 @@ void layer_norm(Isa isa, float* y, const float* x, const float* weight, const fl
                 int64_t num_tokens, int64_t hidden_size, float eps, ThreadPool& pool);
 void rms_norm(Isa isa, float* y, const float* x, const float* weight, int64_t num_tokens,
               int64_t hidden_size, float eps, ThreadPool& pool);
-void linear(Isa isa, float* y, const float* x, const void* w, DType w_dtype, const float* bias,
-            int64_t num_tokens, int64_t n, int64_t k, int64_t y_stride, ThreadPool& pool);
+void linear(Isa isa, float* y, const float* x, const PanelMatrix& w, const float* bias,
+            int64_t num_tokens, int64_t y_stride, float* scratch, ThreadPool& pool);
 void product(Isa isa, float* out, const float* left, const float* right, int64_t rows, int64_t k,
              int64_t columns);
-void embedding(Isa isa, float* y, const void* table, DType dtype, const int32_t* ids,
-               int64_t first_row, int64_t num_rows, int64_t num_tokens, int64_t width);
+void embedding(Isa isa, float* y, const PanelMatrix& table, const int32_t* ids, int64_t first_row,
+               int64_t num_tokens, ThreadPool& pool);
 void activation(Isa isa, float* x, int64_t count, ActivationOp op, ThreadPool& pool);
 void gated_activation(Isa isa, float* y, const float* gate_up, int64_t num_tokens, int64_t n,
                       ActivationOp op, ThreadPool& pool);

@@ -1,4 +1,4 @@
-// The matrix product, cut into ranges of output rows that threads claim; and its generic version.
+// The matrix product, cut into ranges of panels that threads claim; and its generic version.
 #include "kernels/linear.h"
 
 #include <algorithm>
@@ -8,48 +8,87 @@
 #include "formats/core/error.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/simd_generic.h"
+#include "kernels/cpu/threads.h"
+#include "kernels/cpu/transpose.h"
 
 // The body is written over the Simd of the header above.
 #include "kernels/cpu/linear_body.h"
 
 namespace llmctl::kernels {
 
-void cpu::generic_linear_rows(const LinearRows& args) { linear_rows(args); }
+const cpu::LinearKernel cpu::kGenericLinear = {kTokenTile, panels_at_once, run_linear};
 
-void cpu::linear(Isa isa, float* y, const float* x, const void* w, DType w_dtype, const float* bias,
-                 int64_t num_tokens, int64_t n, int64_t k, int64_t y_stride, ThreadPool& pool) {
-  if (w_dtype != DType::F32 && w_dtype != DType::F16 && w_dtype != DType::BF16) {
-    throw Error(ErrorCode::kInternal,
-                "linear: no kernel for " + std::string(dtype_name(w_dtype)) + " weights");
-  }
-  if (num_tokens <= 0 || n <= 0) return;
-  const auto run = [isa](const LinearRows& rows) {
+namespace {
+
+const cpu::LinearKernel& linear_kernel(Isa isa) {
 #if defined(__x86_64__)
-    if (isa == Isa::kAvx512) return avx512_linear_rows(rows);
-    if (isa == Isa::kAvx2) return avx2_linear_rows(rows);
+  if (isa == Isa::kAvx512) return cpu::kAvx512Linear;
+  if (isa == Isa::kAvx2) return cpu::kAvx2Linear;
 #endif
-    static_cast<void>(isa);
-    generic_linear_rows(rows);
-  };
-  // With few tokens 128 KiB of weights a claim, small enough that a thread which loses its core
-  // does not hold up the others; with many, more rows, because each claim reads all activations.
-  constexpr int64_t kPrefillRows = 64;
-  const int64_t row_bytes = std::max<int64_t>(1, k * static_cast<int64_t>(dtype_bytes(w_dtype)));
-  const int64_t fitting = (int64_t{128} << 10) / row_bytes;
-  const int64_t fair = n / (2 * pool.num_threads());
-  const int64_t wanted = num_tokens <= 8 ? fitting : std::min(fair, kPrefillRows);
-  const int64_t chunk = std::clamp<int64_t>(wanted / 16 * 16, 16, 1024);
-  const auto body = [&](int64_t i) {
-    run({y, x, w, w_dtype, bias, num_tokens, n, k, y_stride, i * chunk,
-         std::min(n, (i + 1) * chunk)});
-  };
-  // By reference: the pool's std::function then needs no memory.
-  pool.parallel_for((n + chunk - 1) / chunk, std::ref(body));
+  static_cast<void>(isa);
+  return cpu::kGenericLinear;
 }
 
-void linear(float* y, const float* x, const void* w, DType w_dtype, const float* bias,
-            int64_t num_tokens, int64_t n, int64_t k, int64_t y_stride, ThreadPool& pool) {
-  cpu::linear(active_isa(), y, x, w, w_dtype, bias, num_tokens, n, k, y_stride, pool);
+/// As LinearPanels::x says.
+void pack_activations(Isa isa, float* packed, const float* x, int64_t columns,
+                      const cpu::TokenTiles& tiles, ThreadPool& pool) {
+  constexpr auto kWidth = static_cast<int64_t>(sizeof(float));
+  const cpu::Transpose transpose = cpu::find_transpose(isa, kWidth);
+  const int64_t num_blocks = (columns + cpu::kBlockColumns - 1) / cpu::kBlockColumns;
+  const auto body = [&](int64_t i) {
+    const int64_t column = i / tiles.num_tiles * cpu::kBlockColumns;
+    const int64_t count = std::min(cpu::kBlockColumns, columns - column);
+    const int64_t token = tiles.first(i % tiles.num_tiles);
+    const int64_t num_tokens = tiles.first(i % tiles.num_tiles + 1) - token;
+    transpose(reinterpret_cast<char*>(packed + column * tiles.num_tokens + token * count),
+              num_tokens * kWidth, reinterpret_cast<const char*>(x + token * columns + column),
+              columns * kWidth, num_tokens, count, false);
+  };
+  cpu::for_each_row(pool, num_blocks * tiles.num_tiles,
+                    tiles.num_tokens * cpu::kBlockColumns / tiles.num_tiles, body);
+}
+
+}  // namespace
+
+int64_t linear_scratch_floats(int64_t num_tokens, int64_t columns) {
+  return num_tokens > 1 ? num_tokens * columns : 0;
+}
+
+void cpu::linear(Isa isa, float* y, const float* x, const PanelMatrix& w, const float* bias,
+                 int64_t num_tokens, int64_t y_stride, float* scratch, ThreadPool& pool) {
+  if (!has_panels(w.dtype)) {
+    throw Error(ErrorCode::kInternal,
+                "linear: no kernel for " + std::string(dtype_name(w.dtype)) + " weights");
+  }
+  if (num_tokens <= 0 || w.rows <= 0) return;
+  const LinearKernel& kernel = linear_kernel(isa);
+  LinearPanels args{y, x, w, bias, num_tokens, y_stride, 0, 0};
+  if (num_tokens > 1) {
+    pack_activations(isa, scratch, x, w.columns, TokenTiles(num_tokens, kernel.token_tile), pool);
+    args.x = scratch;
+  }
+  const int64_t num_panels = (w.rows + kPanelRows - 1) / kPanelRows;
+  // With few tokens 128 KiB of weights a claim, small enough that a thread which loses its core
+  // does not hold up the others; with many, 96 rows, because each claim reads all activations.
+  const auto bytes = static_cast<int64_t>(std::max<size_t>(1, panel_bytes(w.dtype, w.columns)));
+  const int64_t at_once = kernel.panels_at_once(num_tokens);
+  const int64_t wanted = num_tokens <= kernel.token_tile ? (int64_t{128} << 10) / bytes : 6;
+  const int64_t chunk = std::max(at_once, wanted / at_once * at_once);
+  const auto body = [&](int64_t i) {
+    LinearPanels part = args;
+    part.panel_begin = i * chunk;
+    part.panel_end = std::min(num_panels, (i + 1) * chunk);
+    kernel.run(part);
+  };
+  // By reference: the pool's std::function then needs no memory.
+  // Eight tokens take about as long as reading the weights from memory.
+  pool.parallel_for((num_panels + chunk - 1) / chunk, std::ref(body),
+                    num_panels * bytes * ((num_tokens + 7) / 8));
+}
+
+void linear(float* y, const float* x, const PanelMatrix& w, const float* bias, int64_t num_tokens,
+            int64_t y_stride, float* scratch, ThreadPool& pool) {
+  cpu::linear(active_isa(), y, x, w, bias, num_tokens, y_stride, scratch, pool);
 }
 
 }  // namespace llmctl::kernels

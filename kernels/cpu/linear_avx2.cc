@@ -5,6 +5,6 @@
 
 namespace llmctl::kernels::cpu {
 
-void avx2_linear_rows(const LinearRows& args) { linear_rows(args); }
+const LinearKernel kAvx2Linear = {kTokenTile, panels_at_once, run_linear};
 
 }  // namespace llmctl::kernels::cpu

@@ -5,6 +5,6 @@
 
 namespace llmctl::kernels::cpu {
 
-void avx512_linear_rows(const LinearRows& args) { linear_rows(args); }
+const LinearKernel kAvx512Linear = {kTokenTile, panels_at_once, run_linear};
 
 }  // namespace llmctl::kernels::cpu

@@ -1,151 +1,362 @@
 // The matrix product for one instruction set, written once over `Simd` (include simd_*.h first).
 //
-// Every output is one vector accumulator, k ascending, kWidth products per step, the last step
-// padded with zeros, then one fixed horizontal sum and the bias. Tiles of several rows and tokens
-// only share loads: they never change that order, so a result does not depend on which other rows
-// or tokens are computed with it.
+// A lane is a row of the panel and every output is one accumulator, k ascending, then the bias.
+// What is computed side by side only shares loads, so that a result depends on nothing else.
+//
+// Few tokens are bound by memory: several panels are read side by side, each prefetched, because
+// what counts is how many lines are under way. Many tokens are bound by arithmetic: a block of the
+// weights is widened into L1 once and all tokens pass over it.
 #pragma once
 
-#include "kernels/cpu/linear_rows.h"
+#include "kernels/cpu/linear_panels.h"
 
 namespace llmctl::kernels::cpu {
 namespace {
 
 using F = Simd::F;
 
+/// Registers to the rows of a panel.
+constexpr int kVectors = static_cast<int>(kPanelRows / Simd::kWidth);
+constexpr int kTokenTile = Simd::kWidth == 16 ? 8 : Simd::kWidth == 8 ? 6 : 4;
+/// Panels that share the broadcast of an activation in a block.
+constexpr int kBlockPanels = Simd::kWidth == 16 ? 3 : 1;
+
+/// Panels whose sums are in registers at once, with those of `tokens` tokens.
+constexpr int panels_for(int tokens) {
+  if (Simd::kWidth == 16) return tokens <= 6 ? 4 : 3;
+  if (Simd::kWidth == 8) return tokens == 1 ? 4 : tokens <= 3 ? 6 / tokens : 1;
+  return 1;
+}
+
+// How a vector of rows is read: kGroup columns of it at once, widened one after the other.
 struct LoadF32 {
   using Stored = float;
-  static F full(const float* p) { return Simd::load(p); }
-  static F part(const float* p, int64_t n) { return Simd::load_n(p, n); }
+  using Raw = F;
+  static constexpr int kGroup = 1;
+  static Raw load(const float* p) { return Simd::load(p); }
+  template <int kColumn>
+  static F widen(Raw raw) {
+    return raw;
+  }
 };
 struct LoadF16 {
   using Stored = uint16_t;
-  static F full(const uint16_t* p) { return Simd::load_f16(p); }
-  static F part(const uint16_t* p, int64_t n) { return Simd::load_f16_n(p, n); }
+  using Raw = F;
+  static constexpr int kGroup = 1;
+  static Raw load(const uint16_t* p) { return Simd::load_f16(p); }
+  template <int kColumn>
+  static F widen(Raw raw) {
+    return raw;
+  }
 };
 struct LoadBF16 {
   using Stored = uint16_t;
-  static F full(const uint16_t* p) { return Simd::load_bf16(p); }
-  static F part(const uint16_t* p, int64_t n) { return Simd::load_bf16_n(p, n); }
+  using Raw = Simd::Pairs;
+  static constexpr int kGroup = 2;
+  static Raw load(const uint16_t* p) { return Simd::load_pairs(p); }
+  template <int kColumn>
+  static F widen(Raw raw) {
+    return kColumn == 0 ? Simd::widen_low(raw) : Simd::widen_high(raw);
+  }
 };
 
-/// Rows of weights and tokens of activations whose accumulators are in registers at once.
-constexpr int kRowTile = 4;
-constexpr int kTokenTile = Simd::kWidth == 16 ? 6 : 3;
-/// Activations that stay in L2 while a range of rows passes over them.
-constexpr int64_t kTokenBlockBytes = int64_t{512} << 10;
+/// Bytes ahead of the reading at which lines of a panel are asked for.
+constexpr int64_t kAheadBytes = 2048;
 
-/// kPrefetch: how many tiles share bringing in the rows after these; 0: none. `part`: which of them
-/// this one is.
-template <class Load, int kRows, int kTokens, int kPrefetch>
-void tile(const LinearRows& args, int64_t row, int64_t token, int64_t part) {
+/// Whether all columns of a group are there, as a type.
+template <bool kWhole>
+struct GroupKind {
+  static constexpr bool kIsWhole = kWhole;
+};
+
+template <class Load>
+struct Tile {
+  const typename Load::Stored* w;  ///< of the first panel, at the first column
+  int64_t panel_stride;            ///< elements from one panel to the next
+  const float* x;                  ///< (columns, tokens)
+  int64_t columns;
+  float* y;  ///< of the first row and token
+  int64_t y_stride;
+  int64_t num_rows;   ///< of the panels, that exist
+  const float* bias;  ///< of the first row; null: none
+  bool first, last;   ///< whether these are the first columns, the last
+};
+
+inline int64_t lanes_left(int64_t num_rows, int panel, int vector) {
+  return num_rows - panel * kPanelRows - vector * Simd::kWidth;
+}
+
+/// The rows from `p` on, zeros where there are none.
+inline F load_rows(const float* p, int64_t lanes) {
+  if (lanes >= Simd::kWidth) return Simd::load(p);
+  return lanes > 0 ? Simd::load_n(p, lanes) : Simd::zero();
+}
+inline void store_rows(float* p, F v, int64_t lanes) {
+  if (lanes >= Simd::kWidth) return Simd::store(p, v);
+  if (lanes > 0) Simd::store_n(p, v, lanes);
+}
+
+template <class Load, int kPanels, int kTokens, bool kPrefetch>
+void run_tile(const Tile<Load>& args) {
   using Stored = typename Load::Stored;
-  const int64_t k = args.k;
-  const Stored* w = static_cast<const Stored*>(args.w) + row * k;
-  const float* x = args.x + token * k;
-  [[maybe_unused]] const Stored* next =
-      w + kRows * k + (kPrefetch > 1 ? part * (k / kPrefetch) : 0);
-  F acc[kRows][kTokens];
+  constexpr int kGroup = Load::kGroup;
+  F acc[kPanels][kVectors][kTokens];
+#pragma GCC unroll 4
+  for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int t = 0; t < kTokens; ++t) acc[r][t] = Simd::zero();
-  }
-  int64_t i = 0;
-  for (; i + Simd::kWidth <= k; i += Simd::kWidth) {
-    F xs[kTokens];
-#pragma GCC unroll 8
-    for (int t = 0; t < kTokens; ++t) xs[t] = Simd::load(x + t * k + i);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const F wide = Load::full(w + r * k + i);
-      // The rows of the next tile: rows read side by side are too short for the hardware to run
-      // ahead of them by itself. Into L2, whose queue of requests is longer than that of L1: on
-      // Zen 4 that is 20 GB/s a core instead of 15.
-      if (kPrefetch > 0) __builtin_prefetch(next + r * k + i / kPrefetch, 0, 2);
-#pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) acc[r][t] = Simd::fma(wide, xs[t], acc[r][t]);
+      for (int t = 0; t < kTokens; ++t) acc[p][v][t] = Simd::zero();
     }
   }
-  if (i < k) {
-    F xs[kTokens];
+  if (!args.first) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t lanes = lanes_left(args.num_rows, p, v);
 #pragma GCC unroll 8
-    for (int t = 0; t < kTokens; ++t) xs[t] = Simd::load_n(x + t * k + i, k - i);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const F wide = Load::part(w + r * k + i, k - i);
-#pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) acc[r][t] = Simd::fma(wide, xs[t], acc[r][t]);
+        for (int t = 0; t < kTokens; ++t) {
+          acc[p][v][t] =
+              load_rows(args.y + t * args.y_stride + p * kPanelRows + v * Simd::kWidth, lanes);
+        }
+      }
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-    const float bias = args.bias != nullptr ? args.bias[row + r] : 0.0F;
+
+  const int64_t stride = args.panel_stride;
+  const Stored* line = args.w;
+  const float* x = args.x;
+  /// One column of all panels and tokens.
+  const auto add_column = [&](const F(&wide)[kPanels][kVectors], const float* column) {
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
-      args.y[(token + t) * args.y_stride + row + r] = Simd::sum(acc[r][t]) + bias;
+      const F activation = Simd::set1(column[t]);
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          acc[p][v][t] = Simd::fma(wide[p][v], activation, acc[p][v][t]);
+        }
+      }
+    }
+  };
+  const auto add_group = [&](int64_t ahead, auto kind) {
+    typename Load::Raw raw[kPanels][kVectors];
+    F wide[kPanels][kVectors];
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) {
+      const Stored* at = line + p * stride;
+      if (kPrefetch) __builtin_prefetch(at + ahead, 0, 3);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        raw[p][v] = Load::load(at + v * Simd::kWidth * kGroup);
+        wide[p][v] = Load::template widen<0>(raw[p][v]);
+      }
+    }
+    add_column(wide, x);
+    if constexpr (kGroup == 2 && decltype(kind)::kIsWhole) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) wide[p][v] = Load::template widen<1>(raw[p][v]);
+      }
+      add_column(wide, x + kTokens);
+    }
+    line += kPanelRows * kGroup;
+    x += kTokens * kGroup;
+  };
+
+  constexpr int64_t kAhead = kAheadBytes / static_cast<int64_t>(sizeof(Stored));
+  const int64_t groups = args.columns / kGroup;
+  // What lies ahead of a panel's end is the next panel, which is being read already: from there on
+  // the panels after these are asked for.
+  int64_t turn = kPrefetch ? groups - kAhead / (kPanelRows * kGroup) : groups;
+  if (turn < 0) turn = 0;
+  for (int64_t i = 0; i < turn; ++i) add_group(kAhead, GroupKind<true>());
+  for (int64_t i = turn; i < groups; ++i)
+    add_group(kAhead + (kPanels - 1) * stride, GroupKind<true>());
+  if (args.columns % kGroup != 0) add_group(0, GroupKind<false>());
+
+#pragma GCC unroll 4
+  for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t lanes = lanes_left(args.num_rows, p, v);
+      const int64_t row = p * kPanelRows + v * Simd::kWidth;
+      const bool biased = args.last && args.bias != nullptr;
+      const F bias = biased ? load_rows(args.bias + row, lanes) : Simd::zero();
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+        const F sum = biased ? Simd::add(acc[p][v][t], bias) : acc[p][v][t];
+        store_rows(args.y + t * args.y_stride + row, sum, lanes);
+      }
     }
   }
 }
 
-/// 1 .. kTokenTile tokens.
-template <class Load, int kRows, int kPrefetch>
-void token_tile(const LinearRows& args, int64_t row, int64_t token, int64_t count, int64_t part) {
-  switch (count) {
+template <class Load, int kPanels, bool kPrefetch>
+void run_tokens(const Tile<Load>& tile, int64_t num_tokens) {
+  switch (num_tokens) {
     case 1:
-      return tile<Load, kRows, 1, kPrefetch>(args, row, token, part);
+      return run_tile<Load, kPanels, 1, kPrefetch>(tile);
     case 2:
-      return tile<Load, kRows, 2, kPrefetch>(args, row, token, part);
+      return run_tile<Load, kPanels, 2, kPrefetch>(tile);
     case 3:
-      return tile<Load, kRows, 3, kPrefetch>(args, row, token, part);
+      return run_tile<Load, kPanels, 3, kPrefetch>(tile);
+    case 4:
+      return run_tile<Load, kPanels, 4, kPrefetch>(tile);
     default:
       break;
   }
-  if constexpr (kTokenTile > 3) {
-    if (count == 4) return tile<Load, kRows, 4, kPrefetch>(args, row, token, part);
-    if (count == 5) return tile<Load, kRows, 5, kPrefetch>(args, row, token, part);
-    return tile<Load, kRows, 6, kPrefetch>(args, row, token, part);
+  if constexpr (kTokenTile > 4) {
+    if (num_tokens == 5) return run_tile<Load, kPanels, 5, kPrefetch>(tile);
+    if (num_tokens == 6) return run_tile<Load, kPanels, 6, kPrefetch>(tile);
+  }
+  if constexpr (kTokenTile > 6) {
+    if (num_tokens == 7) return run_tile<Load, kPanels, 7, kPrefetch>(tile);
+    return run_tile<Load, kPanels, 8, kPrefetch>(tile);
   }
 }
 
-/// Tokens [begin, end) against kRows rows, in tiles as even as can be: two of 4 are faster than
-/// one of 6 and one of 2. With more than two tiles the arithmetic takes longer than the memory.
-template <class Load, int kRows>
-void token_sweep(const LinearRows& args, int64_t row, int64_t begin, int64_t end, bool prefetch) {
-  const int64_t tiles = (end - begin + kTokenTile - 1) / kTokenTile;
-  int64_t token = begin;
-  for (int64_t part = 0; part < tiles; ++part) {
-    const int64_t left = tiles - part;
-    const int64_t count = (end - token + left - 1) / left;
-    if (prefetch && tiles == 1) {
-      token_tile<Load, kRows, 1>(args, row, token, count, part);
-    } else if (prefetch && part < 2) {
-      token_tile<Load, kRows, 2>(args, row, token, count, part);
-    } else {
-      token_tile<Load, kRows, 0>(args, row, token, count, part);
+inline int64_t panel_elements(const PanelMatrix& w) {
+  const int64_t group = panel_group(w.dtype);
+  return (w.columns + group - 1) / group * group * kPanelRows;
+}
+
+/// Up to kTokenTile tokens: the weights once, from memory.
+template <class Load, int kTokens>
+void run_few(const LinearPanels& args) {
+  constexpr int kPanels = panels_for(kTokens);
+  const int64_t stride = panel_elements(args.w);
+  Tile<Load> tile;
+  tile.panel_stride = stride;
+  tile.x = args.x;
+  tile.columns = args.w.columns;
+  tile.y_stride = args.y_stride;
+  tile.first = tile.last = true;
+  const auto at = [&](int64_t panel) -> const Tile<Load>& {
+    const int64_t row = panel * kPanelRows;
+    tile.w = static_cast<const typename Load::Stored*>(args.w.data) + panel * stride;
+    tile.y = args.y + row;
+    tile.num_rows = args.w.rows - row;
+    tile.bias = args.bias != nullptr ? args.bias + row : nullptr;
+    return tile;
+  };
+  int64_t panel = args.panel_begin;
+  for (; panel + kPanels <= args.panel_end; panel += kPanels) {
+    run_tile<Load, kPanels, kTokens, true>(at(panel));
+  }
+  for (; panel < args.panel_end; ++panel) run_tile<Load, 1, kTokens, true>(at(panel));
+}
+
+template <class Load>
+void run_direct(const LinearPanels& args) {
+  switch (args.num_tokens) {
+    case 1:
+      return run_few<Load, 1>(args);
+    case 2:
+      return run_few<Load, 2>(args);
+    case 3:
+      return run_few<Load, 3>(args);
+    case 4:
+      return run_few<Load, 4>(args);
+    default:
+      break;
+  }
+  if constexpr (kTokenTile > 4) {
+    if (args.num_tokens == 5) return run_few<Load, 5>(args);
+    if (args.num_tokens == 6) return run_few<Load, 6>(args);
+  }
+  if constexpr (kTokenTile > 6) {
+    if (args.num_tokens == 7) return run_few<Load, 7>(args);
+    return run_few<Load, 8>(args);
+  }
+}
+
+/// `columns` columns of a panel as F32. Asks for the same of the next block: it is needed when all
+/// tokens have passed over this one.
+template <class Load>
+void widen_block(float* to, const typename Load::Stored* from, int64_t columns) {
+  constexpr int kGroup = Load::kGroup;
+  for (int64_t i = 0; i < columns; i += kGroup) {
+    const typename Load::Stored* line = from + i * kPanelRows;
+    __builtin_prefetch(line + kBlockColumns * kPanelRows, 0, 2);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const typename Load::Raw raw = Load::load(line + v * Simd::kWidth * kGroup);
+      float* out = to + i * kPanelRows + v * Simd::kWidth;
+      Simd::store(out, Load::template widen<0>(raw));
+      if constexpr (kGroup == 2) Simd::store(out + kPanelRows, Load::template widen<1>(raw));
     }
-    token += count;
+  }
+}
+
+/// Activations of this many tokens, kBlockColumns of each, stay in L2 while panels pass.
+constexpr int64_t kTokensInL2 = 256;
+
+template <class Load>
+void run_blocked(const LinearPanels& args) {
+  alignas(64) float wide[kBlockPanels * kBlockColumns * kPanelRows];
+  constexpr int64_t kWideStride = kBlockColumns * kPanelRows;
+  const int64_t stride = panel_elements(args.w);
+  const TokenTiles tiles(args.num_tokens, kTokenTile);
+  constexpr int64_t kTilesInL2 = kTokensInL2 / kTokenTile;
+  Tile<LoadF32> tile;
+  tile.panel_stride = kWideStride;
+  tile.y_stride = args.y_stride;
+  for (int64_t begin = 0; begin < tiles.num_tiles; begin += kTilesInL2) {
+    const int64_t end = begin + kTilesInL2 < tiles.num_tiles ? begin + kTilesInL2 : tiles.num_tiles;
+    for (int64_t column = 0; column < args.w.columns; column += kBlockColumns) {
+      const int64_t left = args.w.columns - column;
+      tile.columns = left < kBlockColumns ? left : kBlockColumns;
+      tile.first = column == 0;
+      tile.last = left <= kBlockColumns;
+      const float* x = args.x + column * args.num_tokens;
+      for (int64_t panel = args.panel_begin; panel < args.panel_end; panel += kBlockPanels) {
+        const int64_t count =
+            args.panel_end - panel < kBlockPanels ? args.panel_end - panel : kBlockPanels;
+        for (int64_t p = 0; p < count; ++p) {
+          widen_block<Load>(wide + p * kWideStride,
+                            static_cast<const typename Load::Stored*>(args.w.data) +
+                                (panel + p) * stride + column * kPanelRows,
+                            tile.columns);
+        }
+        const auto sweep = [&](int64_t first_panel, const auto& run) {
+          const int64_t row = (panel + first_panel) * kPanelRows;
+          tile.w = wide + first_panel * kWideStride;
+          tile.num_rows = args.w.rows - row;
+          tile.bias = args.bias != nullptr ? args.bias + row : nullptr;
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t token = tiles.first(i);
+            tile.x = x + token * tile.columns;
+            tile.y = args.y + token * args.y_stride + row;
+            run(tile, tiles.first(i + 1) - token);
+          }
+        };
+        if (count == kBlockPanels) {
+          sweep(0, run_tokens<LoadF32, kBlockPanels, false>);
+        } else {
+          for (int64_t p = 0; p < count; ++p) sweep(p, run_tokens<LoadF32, 1, false>);
+        }
+      }
+    }
   }
 }
 
 template <class Load>
-void rows(const LinearRows& args) {
-  int64_t block = kTokenBlockBytes / (args.k * 4 + 1) / kTokenTile * kTokenTile;
-  if (block < kTokenTile) block = kTokenTile;
-  for (int64_t begin = 0; begin < args.num_tokens; begin += block) {
-    const int64_t end = begin + block < args.num_tokens ? begin + block : args.num_tokens;
-    int64_t row = args.row_begin;
-    for (; row + kRowTile <= args.row_end; row += kRowTile) {
-      token_sweep<Load, kRowTile>(args, row, begin, end, row + 2 * kRowTile <= args.n);
-    }
-    for (; row < args.row_end; ++row) token_sweep<Load, 1>(args, row, begin, end, false);
-  }
+void run_panels(const LinearPanels& args) {
+  args.num_tokens <= kTokenTile ? run_direct<Load>(args) : run_blocked<Load>(args);
 }
 
-void linear_rows(const LinearRows& args) {
-  if (args.w_dtype == DType::F32) return rows<LoadF32>(args);
-  if (args.w_dtype == DType::F16) return rows<LoadF16>(args);
-  return rows<LoadBF16>(args);
+void run_linear(const LinearPanels& args) {
+  if (args.w.dtype == DType::F32) return run_panels<LoadF32>(args);
+  if (args.w.dtype == DType::F16) return run_panels<LoadF16>(args);
+  return run_panels<LoadBF16>(args);
+}
+
+int64_t panels_at_once(int64_t num_tokens) {
+  return num_tokens <= kTokenTile ? panels_for(static_cast<int>(num_tokens)) : kBlockPanels;
 }
 
 }  // namespace

@@ -36,6 +36,16 @@ struct Simd {
   static F load_bf16(const uint16_t* p) { return widen(load_128(p)); }
   static F load_bf16_n(const uint16_t* p, int64_t n) { return widen(load_128_n(p, n)); }
 
+  /// Two BF16 to a lane, as panels have them.
+  using Pairs = __m256i;
+  static Pairs load_pairs(const uint16_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static F widen_low(Pairs v) { return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16)); }
+  static F widen_high(Pairs v) {
+    return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(-65536)));
+  }
+
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }

@@ -40,6 +40,14 @@ struct Simd {
     return widen(_mm256_maskz_loadu_epi16(first(n), p));
   }
 
+  /// Two BF16 to a lane, as panels have them.
+  using Pairs = __m512i;
+  static Pairs load_pairs(const uint16_t* p) { return _mm512_loadu_si512(p); }
+  static F widen_low(Pairs v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); }
+  static F widen_high(Pairs v) {
+    return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(-65536)));
+  }
+
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }

@@ -49,6 +49,20 @@ struct Simd {
     return map([&](int i) { return i < n ? bfloat16_to_float(p[i]) : 0.0F; });
   }
 
+  /// Two BF16 to a lane, as panels have them.
+  struct Pairs {
+    uint16_t element[8];
+  };
+  static Pairs load_pairs(const uint16_t* p) {
+    return {{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]}};
+  }
+  static F widen_low(Pairs v) {
+    return map([&](int i) { return bfloat16_to_float(v.element[2 * i]); });
+  }
+  static F widen_high(Pairs v) {
+    return map([&](int i) { return bfloat16_to_float(v.element[2 * i + 1]); });
+  }
+
   static F add(F a, F b) {
     return map([&](int i) { return a.lane[i] + b.lane[i]; });
   }

@@ -150,6 +150,7 @@ void bench_linear(Isa isa) {
   };
   for (const Shape& shape : {Shape{2048, 2048}, Shape{5632, 2048}, Shape{4096, 11008}}) {
     const Buffer x(static_cast<size_t>(512 * shape.k * 4));
+    std::vector<float> scratch(static_cast<size_t>(512 * shape.k));
     Buffer y(static_cast<size_t>(512 * shape.n * 4));
     for (const DType dtype : {DType::F32, DType::F16, DType::BF16}) {
       const size_t matrix_bytes = static_cast<size_t>(shape.n * shape.k) * dtype_bytes(dtype);
@@ -158,9 +159,10 @@ void bench_linear(Isa isa) {
         const size_t used = tokens <= 16 ? num_matrices : 1;
         const double seconds = median_seconds(3, pool.num_threads(), [&] {
           for (size_t i = 0; i < used; ++i) {
-            kernels::cpu::linear(isa, reinterpret_cast<float*>(y.data()), x.floats(),
-                                 weights.data() + i * matrix_bytes, dtype, nullptr, tokens, shape.n,
-                                 shape.k, shape.n, pool);
+            const kernels::PanelMatrix w{weights.data() + i * matrix_bytes, dtype, shape.n,
+                                         shape.k};
+            kernels::cpu::linear(isa, reinterpret_cast<float*>(y.data()), x.floats(), w, nullptr,
+                                 tokens, shape.n, scratch.data(), pool);
           }
         });
         std::printf("  %5ld x %-5ld %-4s %3ld tokens %7.1f GB/s of weights %8.1f GFLOP/s\n",

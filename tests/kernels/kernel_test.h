@@ -13,6 +13,7 @@
 
 #include "formats/core/dtype.h"
 #include "kernels/convert.h"
+#include "kernels/panels.h"
 
 namespace llmctl::test {
 
@@ -49,6 +50,24 @@ inline std::vector<unsigned char> stored_as(const std::vector<float>& values, DT
   }
   return bytes;
 }
+
+/// A row-major matrix packed as panels.
+struct PackedMatrix : kernels::PanelMatrix {
+  std::vector<unsigned char> bytes;
+
+  PackedMatrix(const std::vector<unsigned char>& row_major, DType dtype_, int64_t rows_,
+               int64_t columns_)
+      : PackedMatrix(row_major.data(), dtype_, rows_, columns_) {}
+  PackedMatrix(const unsigned char* row_major, DType dtype_, int64_t rows_, int64_t columns_)
+      : bytes(static_cast<size_t>(kernels::matrix_panel_bytes(dtype_, rows_, columns_).value())) {
+    kernels::reference::pack_panels(bytes.data(), row_major, dtype_, rows_, columns_);
+    data = bytes.data();
+    dtype = dtype_;
+    rows = rows_;
+    columns = columns_;
+  }
+  PackedMatrix(const PackedMatrix&) = delete;
+};
 
 template <typename T>
 bool same_bytes(const std::vector<T>& a, const std::vector<T>& b) {

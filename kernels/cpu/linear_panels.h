@@ -1,0 +1,47 @@
+// Inside the kernels only: the product with a range of panels, per instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/panels.h"
+
+namespace llmctl::kernels::cpu {
+
+/// Columns of a block of weights that many tokens share: widened to F32, three panels of it and the
+/// activations of a few tokens stay in an L1 of 32 KiB. A multiple of every panel_group.
+constexpr int64_t kBlockColumns = 128;
+
+/// Tokens [first(i), first(i + 1)) make up tile i: as even as can be, because two tiles of 5 take
+/// less time than one of 8 and one of 2.
+struct TokenTiles {
+  int64_t num_tokens, num_tiles;
+
+  TokenTiles(int64_t tokens, int64_t most)
+      : num_tokens(tokens), num_tiles((tokens + most - 1) / most) {}
+  int64_t first(int64_t tile) const { return tile * num_tokens / num_tiles; }
+};
+
+/// The rows of panels [panel_begin, panel_end); the rest as in kernels/linear.h, except that the
+/// activations are packed: block by block of kBlockColumns, in each tile by tile, in each column by
+/// column with the tile's tokens side by side.
+struct LinearPanels {
+  float* y;
+  const float* x;
+  PanelMatrix w;
+  const float* bias;
+  int64_t num_tokens, y_stride;
+  int64_t panel_begin, panel_end;
+};
+
+struct LinearKernel {
+  int64_t token_tile;  ///< tokens whose sums are in registers at once
+  /// Panels read side by side; a range of panels that is a multiple of it wastes nothing.
+  int64_t (*panels_at_once)(int64_t num_tokens);
+  void (*run)(const LinearPanels& args);
+};
+
+extern const LinearKernel kGenericLinear;
+extern const LinearKernel kAvx2Linear;
+extern const LinearKernel kAvx512Linear;
+
+}  // namespace llmctl::kernels::cpu
