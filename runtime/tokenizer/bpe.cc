@@ -59,16 +59,51 @@ Bpe::Bpe(Vocabulary vocabulary, const Merges& merges, BpeOptions options, const 
     if (!merged_id) missing(merged);
     insert_merge(*left_id, *right_id, static_cast<int32_t>(rank), *merged_id);
   }
+  if (options_.long_pieces) find_joints(merges);
 }
 
-size_t Bpe::slot_of(uint64_t pair) const {
+// A merge joins the last character of its left token to the first of its right one. Where no merge
+// joins two characters the text can be cut without a change: between words, mostly, so that the
+// heap is left to texts that have none. Two pairs may share a bit; that only spares a cut.
+void Bpe::find_joints(const Merges& merges) {
+  if (!options_.continuing_subword_prefix.empty() || !options_.end_of_word_suffix.empty()) return;
+  joints_.assign(std::bit_ceil(std::max<size_t>(1 << 16, merges.size() * 8)), false);
+  joints_shift_ = 64 - std::countr_zero(joints_.size());
+  const auto edge = [&](std::string_view token, bool at_end) {
+    size_t begin = at_end ? token.size() - 1 : 0;
+    while (at_end && (static_cast<uint8_t>(token[begin]) & 0xC0) == 0x80) --begin;
+    size_t end = begin;
+    next_code_point(token, end);
+    return vocabulary_.find(token.substr(begin, end - begin));
+  };
+  // Of byte tokens and the unknown token the spelling is not the text.
+  const auto stands_for_other_text = [&](const std::string& token) {
+    return token == options_.unk_token ||
+           (token.size() == 6 && token.starts_with("<0x") && token.ends_with('>'));
+  };
+  for (const auto& [left, right] : merges) {
+    if (left.empty() || right.empty()) continue;
+    if (stands_for_other_text(left) || stands_for_other_text(right)) {
+      joints_.clear();
+      return;
+    }
+    const auto l = edge(left, true), r = edge(right, false);
+    if (l && r) joints_[slot_of(pair_key(*l, *r), joints_shift_)] = true;
+  }
+}
+
+bool Bpe::may_join(int32_t left, int32_t right) const {
+  return joints_[slot_of(pair_key(left, right), joints_shift_)];
+}
+
+size_t Bpe::slot_of(uint64_t pair, int shift) {
   // Fibonacci hashing: the high bits of the product depend on all bits of the pair.
-  return static_cast<size_t>((pair * 0x9E3779B97F4A7C15u) >> shift_);
+  return static_cast<size_t>((pair * 0x9E3779B97F4A7C15u) >> shift);
 }
 
 void Bpe::insert_merge(int32_t left, int32_t right, int32_t rank, int32_t id) {
   const uint64_t pair = pair_key(left, right);
-  size_t slot = slot_of(pair);
+  size_t slot = slot_of(pair, shift_);
   while (table_[slot].pair != kNoPair && table_[slot].pair != pair) {
     slot = (slot + 1) & (table_.size() - 1);
   }
@@ -77,7 +112,7 @@ void Bpe::insert_merge(int32_t left, int32_t right, int32_t rank, int32_t id) {
 
 const Bpe::Merge* Bpe::find_merge(int32_t left, int32_t right) const {
   const uint64_t pair = pair_key(left, right);
-  for (size_t slot = slot_of(pair);; slot = (slot + 1) & (table_.size() - 1)) {
+  for (size_t slot = slot_of(pair, shift_);; slot = (slot + 1) & (table_.size() - 1)) {
     if (table_[slot].pair == pair) return &table_[slot];
     if (table_[slot].pair == kNoPair) return nullptr;
   }
@@ -92,6 +127,22 @@ void Bpe::encode(std::string_view piece, std::vector<int32_t>& ids) const {
   }
   std::vector<int32_t> symbols;
   start_symbols(piece, symbols);
+  if (symbols.size() <= kShortPiece || joints_.empty()) {
+    merge(symbols, ids);
+    return;
+  }
+  std::vector<int32_t> part;
+  for (size_t begin = 0; begin < symbols.size();) {
+    size_t end = begin + 1;
+    while (end < symbols.size() && may_join(symbols[end - 1], symbols[end])) ++end;
+    part.assign(symbols.begin() + static_cast<std::ptrdiff_t>(begin),
+                symbols.begin() + static_cast<std::ptrdiff_t>(end));
+    merge(part, ids);
+    begin = end;
+  }
+}
+
+void Bpe::merge(std::vector<int32_t>& symbols, std::vector<int32_t>& ids) const {
   if (symbols.size() <= kShortPiece) {
     merge_short(symbols);
   } else {

@@ -18,13 +18,15 @@ struct BpeOptions {
   bool fuse_unk = false;                  ///< a run of unknown characters is one unknown token
   bool byte_fallback = false;             ///< unknown characters become <0xNN> tokens
   bool ignore_merges = false;             ///< a piece that is itself a token is not taken apart
+  bool long_pieces = false;  ///< no pre-tokenizer cuts texts into words; costs time at load only
 };
 
 using Merges = std::vector<std::pair<std::string, std::string>>;
 
 /// Symbols start as single characters; the pair with the lowest rank (its place in the list), the
 /// leftmost on ties, is merged until no pair is in the list. Short pieces are searched
-/// linearly, long ones through a heap, so that a text without cuts costs n log n.
+/// linearly, long ones through a heap, so that a text without cuts costs n log n. With
+/// `long_pieces` a piece is first cut wherever no merge joins the two characters.
 class Bpe : public Model {
  public:
   /// Throws kInvalidInput, naming `where`, when a merge speaks of tokens that are not there.
@@ -44,9 +46,14 @@ class Bpe : public Model {
   void insert_merge(int32_t left, int32_t right, int32_t rank, int32_t id);
   /// Null when the pair does not merge.
   const Merge* find_merge(int32_t left, int32_t right) const;
-  size_t slot_of(uint64_t pair) const;
+  static size_t slot_of(uint64_t pair, int shift);
+
+  void find_joints(const Merges& merges);
+  /// May some merge join what ends with the start symbol `left` to what begins with `right`?
+  bool may_join(int32_t left, int32_t right) const;
 
   void start_symbols(std::string_view piece, std::vector<int32_t>& symbols) const;
+  void merge(std::vector<int32_t>& symbols, std::vector<int32_t>& ids) const;
   void merge_short(std::vector<int32_t>& symbols) const;
   void merge_long(std::vector<int32_t>& symbols) const;
 
@@ -57,6 +64,8 @@ class Bpe : public Model {
   std::vector<int32_t> character_ids_;  ///< of one-character tokens in the BMP, -1 for none
   std::vector<Merge> table_;            ///< open addressing; a power of two, at most half full
   int shift_ = 0;
+  std::vector<bool> joints_;  ///< by hash of two start symbols; a power of two, or empty
+  int joints_shift_ = 0;
 };
 
 }  // namespace llmctl::runtime::tokenizer

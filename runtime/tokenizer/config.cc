@@ -1,9 +1,9 @@
 #include "runtime/tokenizer/config.h"
 
-#include <algorithm>
 #include <array>
 #include <charconv>
 #include <limits>
+#include <unordered_set>
 
 #include "formats/core/error.h"
 #include "formats/core/file.h"
@@ -25,6 +25,15 @@ Json read_optional_json(const std::filesystem::path& path) {
 std::optional<bool> find_flag(const Component& component, const std::string& key) {
   if (!component.has(key)) return std::nullopt;
   return component.flag(key, false);
+}
+
+std::optional<int32_t> find_id(const Component& component, const std::string& key) {
+  if (!component.has(key)) return std::nullopt;
+  const int64_t id = component.size(key);
+  if (id > std::numeric_limits<int32_t>::max()) {
+    component.refuse("'" + key + "' " + std::to_string(id) + " is beyond 2^31 - 1");
+  }
+  return static_cast<int32_t>(id);
 }
 
 void read_roles(const Component& component, TokenizerConfig& config) {
@@ -71,9 +80,10 @@ void read_added_tokens_decoder(const Component& component, TokenizerConfig& conf
 
 /// added_tokens.json: content -> id.
 void read_added_tokens_json(const Component& component, TokenizerConfig& config) {
+  std::unordered_set<std::string> contents;
+  for (const AddedToken& token : config.added_tokens) contents.insert(token.content);
   for (const auto& [content, value] : component.json().items()) {
-    const bool known = std::any_of(config.added_tokens.begin(), config.added_tokens.end(),
-                                   [&](const AddedToken& t) { return t.content == content; });
+    const bool known = !contents.insert(content).second;
     const int64_t id = formats::get_size(value, component.where(), content);
     if (id > std::numeric_limits<int32_t>::max()) component.refuse("an id beyond 2^31 - 1");
     if (known) continue;
@@ -123,6 +133,7 @@ TokenizerConfig read_tokenizer_config(const std::filesystem::path& directory) {
     config.add_bos_token = find_flag(component, "add_bos_token");
     config.add_eos_token = find_flag(component, "add_eos_token");
     config.add_prefix_space = find_flag(component, "add_prefix_space");
+    config.num_image_tokens = find_id(component, "num_image_tokens");
     read_roles(component, config);
     read_added_tokens_decoder(component, config);
   });
@@ -134,9 +145,7 @@ TokenizerConfig read_tokenizer_config(const std::filesystem::path& directory) {
     config.model_type = component.text_or("model_type", "");
     // Some models list several; then it is no help in finding the one.
     if (component.has("bos_token_id") && !component.json().at("bos_token_id").is_array()) {
-      const int64_t id = component.size("bos_token_id");
-      if (id > std::numeric_limits<int32_t>::max()) component.refuse("bos_token_id too large");
-      config.bos_token_id = static_cast<int32_t>(id);
+      config.bos_token_id = find_id(component, "bos_token_id");
     }
   });
   return config;

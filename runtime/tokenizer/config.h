@@ -17,9 +17,10 @@ namespace llmctl::runtime::tokenizer {
 /// file and every key may be absent.
 struct TokenizerConfig {
   std::filesystem::path directory;
-  std::string tokenizer_class;          ///< without a trailing "Fast"; empty when not stated
-  std::string model_type;               ///< of config.json
-  std::optional<int32_t> bos_token_id;  ///< of config.json
+  std::string tokenizer_class;              ///< without a trailing "Fast"; empty when not stated
+  std::string model_type;                   ///< of config.json
+  std::optional<int32_t> bos_token_id;      ///< of config.json
+  std::optional<int32_t> num_image_tokens;  ///< ids in front of ChatGLM-6B's text
   std::optional<bool> add_bos_token, add_eos_token, add_prefix_space;
   /// bos_token, eos_token, unk_token, ... and their contents.
   std::vector<std::pair<std::string, std::string>> roles;

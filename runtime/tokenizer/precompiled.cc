@@ -7,40 +7,12 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/tokenizer/base64.h"
 #include "runtime/tokenizer/unicode.h"
 
 namespace llmctl::runtime::tokenizer {
 
 namespace {
-
-std::string decode_base64(const std::string& text, const Component& component) {
-  std::string bytes;
-  uint32_t bits = 0;
-  int count = 0;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (c == '=' && i + 2 >= text.size()) break;
-    uint32_t value = 0;
-    if (c >= 'A' && c <= 'Z') {
-      value = static_cast<uint32_t>(c - 'A');
-    } else if (c >= 'a' && c <= 'z') {
-      value = static_cast<uint32_t>(c - 'a' + 26);
-    } else if (c >= '0' && c <= '9') {
-      value = static_cast<uint32_t>(c - '0' + 52);
-    } else if (c == '+' || c == '/') {
-      value = c == '+' ? 62 : 63;
-    } else {
-      component.refuse("'precompiled_charsmap' is not base64");
-    }
-    bits = bits << 6 | value;
-    count += 6;
-    if (count >= 8) {
-      count -= 8;
-      bytes += static_cast<char>(bits >> count & 0xFF);
-    }
-  }
-  return bytes;
-}
 
 uint32_t read_u32(std::string_view bytes, size_t at) {
   uint32_t value = 0;
@@ -51,7 +23,9 @@ uint32_t read_u32(std::string_view bytes, size_t at) {
 class Precompiled : public Normalizer {
  public:
   explicit Precompiled(const Component& component) {
-    const std::string blob = decode_base64(component.text("precompiled_charsmap"), component);
+    const std::optional<std::string> bytes = decode_base64(component.text("precompiled_charsmap"));
+    if (!bytes) component.refuse("'precompiled_charsmap' is not base64");
+    const std::string& blob = *bytes;
     if (blob.size() < 4) component.refuse("'precompiled_charsmap' has no trie");
     const uint32_t trie_bytes = read_u32(blob, 0);
     if (trie_bytes % 4 != 0 || trie_bytes > blob.size() - 4) {

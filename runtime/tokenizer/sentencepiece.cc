@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <span>
+#include <unordered_map>
 
 #include "formats/core/error.h"
 #include "formats/core/file.h"
@@ -73,6 +74,7 @@ class SentencePieceTokenizer : public Tokenizer {
   friend class SentencePieceDecode;
 
   bool is_piece(int32_t id) const { return id >= 0 && id < piece_count_; }
+  void add_extra_token(const AddedToken& token);
   void add_extra_tokens(const SentencePieceClass& traits, const TokenizerConfig& config);
   void add_in_text_tokens(const SentencePieceClass& traits);
   void encode_text(std::string_view text, std::vector<int32_t>& ids) const;
@@ -87,7 +89,9 @@ class SentencePieceTokenizer : public Tokenizer {
   int32_t piece_count_ = 0;
   int64_t vocab_size_ = 0;
   std::vector<int32_t> prefix_, suffix_;
-  std::vector<AddedToken> extra_tokens_;  ///< those behind the pieces, by id
+  std::vector<AddedToken> extra_tokens_;  ///< those that are no pieces
+  std::unordered_map<int32_t, size_t> extra_by_id_;
+  std::unordered_map<std::string, size_t> extra_by_content_;
   AddedTokenMatcher in_text_tokens_;
   std::vector<int32_t> in_text_ids_;  ///< of in_text_tokens_
 };
@@ -180,10 +184,6 @@ SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& path
                                                const TokenizerConfig& config) {
   const std::string where = path.string();
   const std::string bytes = read_text_file(path, kMaxTokenizerBytes);
-  if (looks_like_tiktoken(bytes)) {
-    throw_invalid(where, "a tiktoken vocabulary, which is not supported",
-                  "put the model's tokenizer.json beside it");
-  }
   settings_ = read_sentencepiece_settings(bytes, where);
   const auto status = processor_.LoadFromSerializedProto(bytes);
   if (!status.ok()) {
@@ -211,6 +211,12 @@ SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& path
   choose_frame(traits, config, where);
 }
 
+void SentencePieceTokenizer::add_extra_token(const AddedToken& token) {
+  extra_by_id_.emplace(token.id, extra_tokens_.size());
+  extra_by_content_.emplace(token.content, extra_tokens_.size());
+  extra_tokens_.push_back(token);
+}
+
 void SentencePieceTokenizer::add_in_text_tokens(const SentencePieceClass& traits) {
   for (const std::string_view content : traits.in_text_tokens) {
     AddedToken token;
@@ -220,7 +226,7 @@ void SentencePieceTokenizer::add_in_text_tokens(const SentencePieceClass& traits
       token.id = *id;
     } else {
       token.id = static_cast<int32_t>(vocab_size_++);
-      extra_tokens_.push_back(token);
+      add_extra_token(token);
     }
     in_text_ids_.push_back(token.id);
     in_text_tokens_.add(content, token);
@@ -234,7 +240,7 @@ void SentencePieceTokenizer::add_extra_tokens(const SentencePieceClass& traits,
     token.id = static_cast<int32_t>(vocab_size_++);
     token.content = content;
     token.special = true;
-    extra_tokens_.push_back(token);
+    add_extra_token(token);
   }
   const int64_t limit = 2 * int64_t{piece_count_} + (int64_t{1} << 20);
   for (const AddedToken& token : config.added_tokens) {
@@ -246,7 +252,7 @@ void SentencePieceTokenizer::add_extra_tokens(const SentencePieceClass& traits,
                                                    ", far behind the model's " +
                                                    std::to_string(piece_count_) + " pieces");
     }
-    extra_tokens_.push_back(token);
+    add_extra_token(token);
     vocab_size_ = std::max<int64_t>(vocab_size_, int64_t{token.id} + 1);
   }
 }
@@ -303,9 +309,8 @@ std::unique_ptr<DecodeState> SentencePieceTokenizer::start_decode(bool skip_spec
 }
 
 std::optional<int32_t> SentencePieceTokenizer::find_token(std::string_view token) const {
-  for (const AddedToken& extra : extra_tokens_) {
-    if (extra.content == token) return extra.id;
-  }
+  const auto extra = extra_by_content_.find(std::string(token));
+  if (extra != extra_by_content_.end()) return extra_tokens_[extra->second].id;
   // An unknown piece has the unknown token's id, which is then a wrong answer.
   const int id = processor_.PieceToId(std::string(token));
   if (!is_piece(id) || processor_.IdToPiece(id) != token) return std::nullopt;
@@ -314,17 +319,16 @@ std::optional<int32_t> SentencePieceTokenizer::find_token(std::string_view token
 
 std::optional<std::string> SentencePieceTokenizer::find_spelling(int32_t id) const {
   if (is_piece(id)) return processor_.IdToPiece(id);
-  for (const AddedToken& extra : extra_tokens_) {
-    if (extra.id == id) return extra.content;
-  }
+  const auto extra = extra_by_id_.find(id);
+  if (extra != extra_by_id_.end()) return extra_tokens_[extra->second].content;
   return std::nullopt;
 }
 
 bool SentencePieceTokenizer::is_special(int32_t id) const {
   if (is_in_text_token(id)) return true;
   if (is_piece(id)) return processor_.IsControl(id);
-  return std::any_of(extra_tokens_.begin(), extra_tokens_.end(),
-                     [&](const AddedToken& extra) { return extra.id == id && extra.special; });
+  const auto extra = extra_by_id_.find(id);
+  return extra != extra_by_id_.end() && extra_tokens_[extra->second].special;
 }
 
 }  // namespace

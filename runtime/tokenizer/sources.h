@@ -24,6 +24,16 @@ std::unique_ptr<Tokenizer> open_vocab_merges(const std::filesystem::path& vocab,
 std::unique_ptr<Tokenizer> open_sentencepiece(const std::filesystem::path& path,
                                               const TokenizerConfig& config);
 
+/// A tiktoken vocabulary: lines "base64 rank". Qwen, Llama 3 and GLM-4 are told by class,
+/// model_type and number of ranks; any other is refused, since the file does not say how text is
+/// cut.
+std::unique_ptr<Tokenizer> open_tiktoken(const std::filesystem::path& path,
+                                         const TokenizerConfig& config);
+
+/// ChatGLM-6B's ice_text.model: SentencePiece with white space spelled as pieces.
+std::unique_ptr<Tokenizer> open_chatglm(const std::filesystem::path& path,
+                                        const TokenizerConfig& config);
+
 /// Guards against a file that is no tokenizer at all.
 inline constexpr uint64_t kMaxTokenizerBytes = uint64_t{256} << 20;
 

@@ -1,4 +1,4 @@
-// Text to token ids and back: one interface over tokenizer.json, SentencePiece and GPT-2 files.
+// Text to token ids and back: one interface over every kind of tokenizer file.
 #pragma once
 
 #include <cstdint>
@@ -56,7 +56,8 @@ class Tokenizer {
 };
 
 /// Opens the tokenizer in a model directory: tokenizer.json if there is one, else tokenizer.model
-/// (SentencePiece), else vocab.json with merges.txt. tokenizer_config.json, special_tokens_map.json
+/// (SentencePiece or tiktoken), else vocab.json with merges.txt, else *.tiktoken, else ChatGLM-6B's
+/// ice_text.model. tokenizer_config.json, special_tokens_map.json
 /// and config.json are consulted for what those leave open (docs/tokenizers.md). Returns null when
 /// the directory has none of them. Throws kInvalidInput, naming file and component, for a broken
 /// file and for a component that is not supported; it never guesses.

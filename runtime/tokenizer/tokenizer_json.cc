@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <unordered_set>
 
 #include "formats/core/error.h"
 #include "formats/core/file.h"
@@ -12,7 +13,7 @@ namespace llmctl::runtime::tokenizer {
 
 namespace {
 
-std::unique_ptr<Model> read_bpe(const Component& model, VocabularyJson& file) {
+std::unique_ptr<Model> read_bpe(const Component& model, VocabularyJson& file, bool long_pieces) {
   if (!file.scores.empty()) model.refuse("a BPE vocabulary must be an object, token -> id");
   if (model.has("dropout") && model.json().at("dropout") != 0.0) {
     model.refuse("'dropout' makes ids random", "set it to null: it is for training only");
@@ -24,6 +25,7 @@ std::unique_ptr<Model> read_bpe(const Component& model, VocabularyJson& file) {
   options.fuse_unk = model.flag("fuse_unk", false);
   options.byte_fallback = model.flag("byte_fallback", false);
   options.ignore_merges = model.flag("ignore_merges", false);
+  options.long_pieces = long_pieces;
   return std::make_unique<Bpe>(Vocabulary(std::move(file.tokens), model.where()), file.merges,
                                std::move(options), model.where());
 }
@@ -43,10 +45,10 @@ std::unique_ptr<Model> read_unigram(const Component& model, const VocabularyJson
                                    model.where());
 }
 
-std::unique_ptr<Model> read_model(const Component& model, VocabularyJson& file) {
+std::unique_ptr<Model> read_model(const Component& model, VocabularyJson& file, bool long_pieces) {
   // Files from before the type was written are BPE if they have merges.
   const std::string type = model.text_or("type", model.json().contains("merges") ? "BPE" : "");
-  if (type == "BPE") return read_bpe(model, file);
+  if (type == "BPE") return read_bpe(model, file, long_pieces);
   if (type == "Unigram") return read_unigram(model, file);
   if (type.empty()) model.refuse("'type' is missing");
   model.refuse_type("model");
@@ -97,17 +99,20 @@ std::unique_ptr<Tokenizer> open_tokenizer_json(const std::filesystem::path& path
       parts.added_tokens.push_back(read_added_token(token, token.size("id")));
     }
   }
+  std::unordered_set<std::string> contents;
+  for (const AddedToken& token : parts.added_tokens) contents.insert(token.content);
   for (const AddedToken& token : config.added_tokens) {
-    const bool known =
-        std::any_of(parts.added_tokens.begin(), parts.added_tokens.end(),
-                    [&](const AddedToken& other) { return other.content == token.content; });
-    if (!known) parts.added_tokens.push_back(token);
+    if (contents.insert(token.content).second) parts.added_tokens.push_back(token);
   }
   if (root.has("normalizer")) parts.normalizer = read_normalizer(root.child("normalizer"));
   if (root.has("pre_tokenizer")) {
     parts.pre_tokenizer = read_pre_tokenizer(root.child("pre_tokenizer"));
   }
-  parts.model = read_model(root.child("model"), file);
+  // These leave words together: a split on blanks finds none where the normalizer replaced them.
+  const bool long_pieces = !parts.pre_tokenizer ||
+                           root.child("pre_tokenizer").type() == "Metaspace" ||
+                           root.child("pre_tokenizer").type() == "Split";
+  parts.model = read_model(root.child("model"), file, long_pieces);
   if (root.has("post_processor")) {
     parts.frame = read_post_processor(root.child("post_processor"));
   }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <vector>
 
 #include "formats/core/error.h"
 
@@ -22,6 +23,46 @@ bool is_ascii(std::string_view text) {
 
 utf8proc_category_t category(char32_t c) {
   return utf8proc_category(static_cast<utf8proc_int32_t>(c));
+}
+
+/// utf8proc orders combining marks by neighbouring swaps, quadratic in the length of a run. Text
+/// has runs of two or three, an attack a million: the long ones are ordered here, stably, which is
+/// what canonical ordering would make of them.
+std::string order_long_mark_runs(std::string_view text) {
+  constexpr size_t kShortRun = 32;
+  const auto mark_class = [](char32_t c) {
+    return utf8proc_get_property(static_cast<utf8proc_int32_t>(c))->combining_class;
+  };
+  std::string out;
+  std::vector<char32_t> run;
+  size_t run_begin = 0, copied = 0;
+  const auto end_run = [&](size_t end) {
+    if (run.size() > kShortRun) {
+      std::stable_sort(run.begin(), run.end(),
+                       [&](char32_t a, char32_t b) { return mark_class(a) < mark_class(b); });
+      out += text.substr(copied, run_begin - copied);
+      for (const char32_t c : run) append_utf8(c, out);
+      copied = end;
+    }
+    run.clear();
+  };
+  for (size_t position = 0; position < text.size();) {
+    const size_t begin = position;
+    const char32_t c = next_code_point(text, position);
+    // Three vowel signs are of class 0 and two marks once they are decomposed, in every form.
+    const char32_t second = c == 0xF73 ? 0xF72 : c == 0xF75 ? 0xF74 : c == 0xF81 ? 0xF80 : 0;
+    if (c < 0x300 || (mark_class(c) == 0 && second == 0)) {
+      if (!run.empty()) end_run(begin);
+      continue;
+    }
+    if (run.empty()) run_begin = begin;
+    run.push_back(second == 0 ? c : 0xF71);
+    if (second != 0) run.push_back(second);
+  }
+  end_run(text.size());
+  if (copied == 0) return std::string(text);
+  out += text.substr(copied);
+  return out;
 }
 
 }  // namespace
@@ -163,8 +204,9 @@ void append_lowercase(char32_t c, std::string& text) {
   append_utf8(static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))), text);
 }
 
-std::string normalize_unicode(std::string_view text, NormalForm form) {
-  if (is_ascii(text)) return std::string(text);
+std::string normalize_unicode(std::string_view source, NormalForm form) {
+  if (is_ascii(source)) return std::string(source);
+  const std::string text = order_long_mark_runs(source);
   int options = UTF8PROC_STABLE;
   options |=
       form == NormalForm::kNfc || form == NormalForm::kNfkc ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE;

@@ -5,8 +5,8 @@
 
 For every tokenizer folder under DATA/tokenizers (and the SentencePiece models under DATA/models) all
 lines of wikitext-2/test.txt, a long stretch of it as one text, and 2,000 random strings are encoded and
-decoded by both; ids and texts must be equal. Needs the Python packages tokenizers and sentencepiece, and
-the test data (LLMCTL_TEST_DATA): without either it says so and passes.
+decoded by both; ids and texts must be equal. Needs the Python packages tokenizers, sentencepiece and tiktoken,
+and the test data (LLMCTL_TEST_DATA): without either it says so and passes.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import unicodedata
 
 # tests/runtime/tokenizer_dump_test.cc
 DUMP_CASE = "tokenizer: dumps ids for the interop script"
@@ -28,6 +29,9 @@ NASTY = [" ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", "\u00a0", "\u2003", "\u30
          "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f1e9\U0001f1ea", "\u2460", "\u24b6", "\u0660", "\u00bd", "\u4e00",
          "\u3042", "\u0e01\u0e33", "\u0915\u094d\u0937", "<unk>", "<s>", "</s>", "<|endoftext|>", "<|im_start|>", "<0x0A>",
          "\u2581", "\u2581\u2581", "\u0000", "\u0001", "\u007f", "\u0085", "\ufffd", "\U0010ffff", "1234567", "a", "the", "The"]
+QWEN_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+                r"\s*[\r\n]+|\s+(?!\S)|\s+")
+LLAMA3_PATTERN = QWEN_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 BLOCKS = [(0x20, 0x7E)] * 4 + [(0xA0, 0x24F), (0x370, 0x52F), (0x590, 0x6FF), (0x900, 0x97F), (0xE00, 0xE7F), (0x1100, 0x11FF),
                                (0x1E00, 0x20CF), (0x2100, 0x27BF), (0x3000, 0x30FF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3),
                                (0xF900, 0xFAFF), (0xFE00, 0xFFEF), (0x1D400, 0x1D7FF), (0x1F300, 0x1FAFF), (0x20000, 0x2A6DF)]
@@ -73,6 +77,43 @@ class SentencePieceOracle:
         return out
 
 
+class TiktokenOracle:
+    """tiktoken with the pattern and special tokens that the model's own code gives it."""
+
+    def __init__(self, path, pattern, specials, prefix=(), normal_form=None):
+        import tiktoken
+        import tiktoken.load
+        self.encoding = tiktoken.Encoding("model", pat_str=pattern, mergeable_ranks=tiktoken.load.load_tiktoken_bpe(path),
+                                          special_tokens=specials)
+        self.specials, self.prefix, self.normal_form = set(specials.values()), list(prefix), normal_form
+
+    def run(self, texts):
+        out = []
+        for text in texts:
+            if self.normal_form:
+                text = unicodedata.normalize(self.normal_form, text)
+            ids = self.prefix + self.encoding.encode(text, allowed_special="all")
+            out.append((ids, self.encoding.decode([i for i in ids if i not in self.specials], errors="replace")))
+        return out
+
+
+class ChatGlmOracle(SentencePieceOracle):
+    """ChatGLM-6B's SPTokenizer: white space as pieces, [gMASK] <sop> at the end (tokenization_chatglm.py)."""
+
+    def run(self, texts):
+        out = []
+        for text in texts:
+            text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
+            for i in range(80, 1, -1):
+                text = text.replace(" " * i, f"<|blank_{i}|>")
+            ids = self.model.encode(text)
+            plain = self.model.decode(ids).replace("<n>", "\n").replace("<|tab|>", "\t")
+            for i in range(2, 81):
+                plain = plain.replace(f"<|blank_{i}|>", " " * i)
+            out.append((self.prefix + ids + self.suffix, plain))
+        return out
+
+
 def llmctl(tests, directory, texts, work):
     source, target = os.path.join(work, "in.json"), os.path.join(work, "out.json")
     with open(source, "w", encoding="utf-8") as f:
@@ -107,7 +148,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
 
-    for module in ("tokenizers", "sentencepiece"):
+    for module in ("tokenizers", "sentencepiece", "tiktoken"):
         if importlib.util.find_spec(module) is None:
             print(f"SKIPPED: no Python package {module}", file=sys.stderr)
             return 0
@@ -127,7 +168,7 @@ def main():
                                                          ("llama2", "tokenizer.json")]]
     ok = True
     with tempfile.TemporaryDirectory() as work:
-        def case(name, oracle, files):
+        def case(name, oracle, files, texts=texts):
             nonlocal ok
             if arguments.only and arguments.only != name:
                 return
@@ -155,6 +196,24 @@ def main():
             case(folder.split("/")[1] + "/tokenizer.model",
                  lambda: SentencePieceOracle(os.path.join(root, "tokenizer.model"), prefix, suffix),
                  [(os.path.join(root, f), f) for f in files])
+        qwen = os.path.join(tokenizers_root, "qwen")
+        names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] + [f"<|extra_{i}|>" for i in range(205)]
+        case("qwen/qwen.tiktoken", lambda: TiktokenOracle(os.path.join(qwen, "qwen.tiktoken"), QWEN_PATTERN,
+                                                          {name: 151643 + i for i, name in enumerate(names)}, normal_form="NFC"),
+             [(os.path.join(qwen, f), f) for f in ("qwen.tiktoken", "tokenizer_config.json")])
+        llama3 = os.path.join(tokenizers_root, "llama3")
+        names = ["<|begin_of_text|>", "<|end_of_text|>"] + [f"<|reserved_special_token_{i}|>" for i in range(4)] + \
+            ["<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_4|>", "<|eot_id|>"] + \
+            [f"<|reserved_special_token_{i}|>" for i in range(5, 251)]
+        for files in (["tokenizer.model"], ["tokenizer.model", "tokenizer_config.json"]):
+            case("llama3/" + "+".join(files), lambda: TiktokenOracle(os.path.join(llama3, "tokenizer.model"), LLAMA3_PATTERN,
+                                                                     {name: 128000 + i for i, name in enumerate(names)}, [128000]),
+                 [(os.path.join(llama3, f), f) for f in files])
+        chatglm = os.path.join(tokenizers_root, "chatglm")
+        case("chatglm/ice_text.model", lambda: ChatGlmOracle(os.path.join(chatglm, "ice_text.model"), [], [130001, 130004]),
+             [(os.path.join(chatglm, f), f) for f in ("ice_text.model", "tokenizer_config.json")],
+             # A unigram model adds scores up in F32: far into one text, versions of libsentencepiece differ.
+             texts[:-1] + [corpus[:20000]])
     return 0 if ok else 1
 
 

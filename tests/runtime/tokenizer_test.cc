@@ -345,15 +345,6 @@ TEST_CASE("tokenizer: a cut or altered SentencePiece model is refused or harmles
   }
 }
 
-TEST_CASE("tokenizer: tiktoken files are refused by name") {
-  const test::TempDir directory;
-  write_file(directory / "qwen.tiktoken", "IQ== 0\nIg== 1\n");
-  CHECK_THROWS_WITH_AS(open_tokenizer(directory.path()),
-                       doctest::Contains("tiktoken vocabularies are not supported"), Error);
-  write_file(directory / "tokenizer.model", "IQ== 0\nIg== 1\n");
-  CHECK_THROWS_WITH_AS(open_tokenizer(directory.path()), doctest::Contains("tiktoken"), Error);
-}
-
 TEST_CASE("tokenizer: tokenizer_config.json decides about BOS and EOS of a SentencePiece model") {
   const test::TempDir directory;
   write_file(directory / "tokenizer.model",

@@ -320,6 +320,28 @@ def yuan_golden(path):
     return {"tokens": ids, "cases": cases}
 
 
+CHATGLM_TEXTS = ["a  b", " ", "   ", "\t", "\n\n\t x", " " * 80 + "x" + " " * 165 + "y", "a<n>b<|tab|>c<|blank_2|>d<|blank_81|>e", "<n", "<|blank_3", "<<n>",
+                 "if x:\n\tif y:\n        return  1\n", "\u3000\u4f60 \u597d\n"]
+
+
+def chatglm_golden(path, cases):
+    """ChatGLM-6B's SPTokenizer (tokenization_chatglm.py): white space as pieces around a SentencePiece model."""
+    model = sentencepiece.SentencePieceProcessor(model_file=path)
+    blanks = [(" " * i, f"<|blank_{i}|>") for i in range(80, 1, -1)]
+    rules = [("\n", "<n>"), ("\t", "<|tab|>")] + blanks
+    out = []
+    for case in cases:
+        text = case
+        for plain, piece in rules:
+            text = text.replace(plain, piece)
+        ids = model.encode(text)
+        text = model.decode(ids)
+        for plain, piece in rules:
+            text = text.replace(piece, plain)
+        out.append({"input": case, "ids": ids, "text": text})
+    return out
+
+
 def opt_folder(tokenizer):
     """vocab.json and merges.txt as the early OPT repositories have them; the oracle is transformers."""
     import transformers
@@ -375,6 +397,7 @@ def main():
     for name in ["llama2", "baichuan2", "chatglm2", "yuan2"]:
         write(f"real/{name}_model.json", sentencepiece_golden(os.path.join(root, name, "tokenizer.model"), few, random.Random(5)))
     write("real/yuan2_tokens.json", yuan_golden(os.path.join(root, "yuan2", "tokenizer.model")))
+    write("real/chatglm_model.json", chatglm_golden(os.path.join(root, "chatglm", "ice_text.model"), CHATGLM_TEXTS + few))
     write("real/stories260K_model.json",
           sentencepiece_golden(os.path.join(arguments.data, "models/llama-stories260K/tokenizer.model"), few, random.Random(5)))
 
