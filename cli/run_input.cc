@@ -18,7 +18,8 @@ namespace fs = std::filesystem;
 std::optional<fs::path> find_tokenizer_directory(const formats::Checkpoint& checkpoint) {
   for (const fs::path& file : checkpoint.side_files) {
     const std::string name = file.filename().string();
-    if (name == "tokenizer.json" || name == "tokenizer.model" || name == "vocab.json") {
+    if (name == "tokenizer.json" || name == "tokenizer.model" || name == "vocab.json" ||
+        name == "ice_text.model" || name.ends_with(".tiktoken")) {
       return file.has_parent_path() ? file.parent_path() : fs::path(".");
     }
   }
