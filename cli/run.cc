@@ -79,8 +79,10 @@ ExitCode run_run(const RunOptions& options) {
   }
   runtime::GenerateRequest request;
   request.prompt_ids = ids;
-  request.sampling = {options.temperature, options.top_k, options.top_p,
-                      static_cast<uint64_t>(options.seed)};
+  request.sampling.temperature = options.temperature;
+  request.sampling.top_k = options.top_k;
+  request.sampling.top_p = options.top_p;
+  request.sampling.seed = static_cast<uint64_t>(options.seed);
   if (!options.ignore_eos) request.stop_ids = find_stop_ids(model);
   request.max_new_tokens = choose_max_new_tokens(options, model.config(), ids.size());
   runtime::check_request(request, model.config());

@@ -43,7 +43,7 @@ void print_json(const std::vector<int32_t>& prompt_ids, const runtime::GenerateR
   json["prompt_ids"] = prompt_ids;
   json["ids"] = result.ids;
   json["text"] = text ? nlohmann::ordered_json(*text) : nlohmann::ordered_json(nullptr);
-  json["stop_reason"] = result.stopped ? "eos" : "length";
+  json["stop_reason"] = result.stop_reason == runtime::StopReason::kStopId ? "eos" : "length";
   auto& t = json["timings"];
   t["load_ms"] = timings.load_ms;
   t["prefill_ms"] = timings.prefill_ms;

@@ -31,8 +31,19 @@ fs::path existing_parent(const fs::path& target) {
   return parent;
 }
 
-/// "MemAvailable" of /proc/meminfo, less where a container's limit leaves less.
-std::optional<uint64_t> available_bytes() {
+/// What the limit on the address space leaves; nothing without a limit.
+std::optional<uint64_t> address_space_left() {
+  struct rlimit limit {};
+  if (::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return std::nullopt;
+  uint64_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  const uint64_t used = pages * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  return limit.rlim_cur - std::min<uint64_t>(limit.rlim_cur, used);
+}
+
+}  // namespace
+
+std::optional<uint64_t> available_memory() {
   std::optional<uint64_t> available;
   std::ifstream meminfo("/proc/meminfo");
   std::string word;
@@ -55,18 +66,6 @@ std::optional<uint64_t> available_bytes() {
   }
   return available;
 }
-
-/// What the limit on the address space leaves; nothing without a limit.
-std::optional<uint64_t> address_space_left() {
-  struct rlimit limit {};
-  if (::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return std::nullopt;
-  uint64_t pages = 0;
-  std::ifstream("/proc/self/statm") >> pages;
-  const uint64_t used = pages * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-  return limit.rlim_cur - std::min<uint64_t>(limit.rlim_cur, used);
-}
-
-}  // namespace
 
 void check_destination(const fs::path& target, uint64_t bytes) {
   const fs::path parent = existing_parent(target);
@@ -100,7 +99,7 @@ void check_memory(uint64_t buffer_bytes, int jobs) {
     refuse("address space", addresses, *left,
            "raise the limit (ulimit -v), or give a smaller --max-memory or fewer --jobs");
   }
-  if (const auto left = available_bytes(); left && *left < buffer_bytes) {
+  if (const auto left = available_memory(); left && *left < buffer_bytes) {
     refuse("memory", buffer_bytes, *left, "free some memory or give a smaller --max-memory");
   }
 }

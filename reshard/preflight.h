@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 
 namespace llmctl::reshard {
 
@@ -13,5 +14,9 @@ void check_destination(const std::filesystem::path& target, uint64_t bytes);
 /// Throws kEnvironment when `buffer_bytes` and a thread's stack for each job cannot be had: the
 /// address space is limited (ulimit -v), or the machine or container has less to give.
 void check_memory(uint64_t buffer_bytes, int jobs);
+
+/// Memory that can be had without swapping: "MemAvailable" of /proc/meminfo, less where a
+/// container's limit leaves less. Nothing where neither can be read.
+std::optional<uint64_t> available_memory();
 
 }  // namespace llmctl::reshard

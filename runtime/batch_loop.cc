@@ -1,12 +1,17 @@
 #include "runtime/batch_loop.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "formats/core/cancel.h"
-#include "runtime/pass.h"
-#include "runtime/sequence.h"
+#include "formats/core/error.h"
+#include "runtime/cache_room.h"
+#include "runtime/chooser.h"
+#include "runtime/parallel.h"
+#include "runtime/scheduler.h"
 
 namespace llmctl::runtime {
 namespace {
@@ -20,133 +25,227 @@ double ms_between(Clock::time_point a, Clock::time_point b) {
 /// The last stage's first rank has whole rows of logits and chooses.
 int sampler_rank(const RankPlace& place) { return (place.pp - 1) * place.tp; }
 
+std::string mebibytes(uint64_t bytes) {
+  return std::to_string((bytes >> 20) + (bytes % (1 << 20) != 0 ? 1 : 0)) + " MiB";
+}
+
+/// Pages for as many of the requests at once as the batch takes, the hungriest of them.
+int64_t wanted_pages(std::span<const GenerateRequest> requests, int64_t limit, int64_t page_size,
+                     const BatchOptions& options, const CacheRoom& room) {
+  std::vector<int64_t> needs;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const int64_t pages = max_pages(requests[i], limit, page_size);
+    if (pages > room.max_pages()) {
+      const auto bytes = static_cast<double>(pages) * static_cast<double>(room.page_bytes());
+      const uint64_t needed = bytes < 1e18 ? static_cast<uint64_t>(bytes) : UINT64_MAX;
+      throw_usage(requests.size() == 1 ? "the request" : "request " + std::to_string(i + 1),
+                  "a prompt of " + std::to_string(requests[i].prompt_ids.size()) +
+                      " tokens with --max-new-tokens " +
+                      std::to_string(requests[i].max_new_tokens) +
+                      (requests[i].width() > 1
+                           ? " and " + std::to_string(requests[i].width()) + " sequences"
+                           : "") +
+                      " needs a KV cache of " + mebibytes(needed) + ", and there is room for " +
+                      mebibytes(static_cast<uint64_t>(room.max_pages()) * room.page_bytes()),
+                  "raise --kv-memory, or ask for fewer tokens");
+    }
+    needs.push_back(pages);
+  }
+  std::sort(needs.begin(), needs.end(), std::greater<>());
+  int64_t sum = 0;
+  for (size_t i = 0; i < needs.size(); ++i) {
+    if (options.batch_size > 0 && static_cast<int64_t>(i) >= options.batch_size) break;
+    sum = std::min(sum + needs[i], room.max_pages());
+  }
+  return std::max(sum, options.kv_tokens / page_size);
+}
+
+/// The batch on one rank. The stages of the pipeline work on different passes at a time: in turn t
+/// every rank gathers pass t, and stage s computes pass t - s. So a pass is gathered with the same
+/// knowledge on all ranks, namely of what the passes up to t - stages have brought.
+class BatchLoop {
+ public:
+  BatchLoop(Decoder& decoder, const RankComm& comm, const ModelConfig& config,
+            std::span<const GenerateRequest> requests, const BatchOptions& options,
+            const BatchCaller& caller, const std::function<bool()>& should_stop)
+      : decoder_(decoder),
+        comm_(comm),
+        place_(decoder.place()),
+        samples_(place_.rank() == sampler_rank(place_)),
+        caller_(caller),
+        should_stop_(should_stop),
+        scheduler_(requests, config, decoder.cache(), options, place_.pp, samples_),
+        passes_(static_cast<size_t>(place_.pp)),
+        vocab_size_(config.vocab_size) {
+    for (Pass& pass : passes_) pass.reserve(options.chunk_tokens);
+    if (samples_) chooser_.emplace(vocab_size_);
+    results_.resize(caller.report != nullptr ? requests.size() : 0);
+  }
+
+  void run() {
+    const auto start = Clock::now();
+    last_first_token_ = start;
+    for (int64_t turn = 0; !scheduler_.done(); ++turn) {
+      if (samples_) throw_if_cancelled();
+      Pass& next = pass(turn);
+      next.clear();
+      scheduler_.fill(next);
+      if (hands_over_) decoder_.hand_over(comm_);
+      hands_over_ = turn >= place_.pp_rank && compute(pass(turn - place_.pp_rank));
+      if (turn >= place_.pp - 1) finish(pass(turn - (place_.pp - 1)));
+    }
+    report(start);
+  }
+
+ private:
+  Pass& pass(int64_t number) {
+    return passes_[static_cast<size_t>(number % static_cast<int64_t>(passes_.size()))];
+  }
+
+  /// Whether there was anything to compute.
+  bool compute(const Pass& pass) {
+    if (pass.size() == 0) return false;
+    for (const auto& [to, from] : pass.page_copies) decoder_.cache().copy_page(to, from);
+    decoder_.compute(pass.step(), comm_);
+    return true;
+  }
+
+  void finish(const Pass& pass) {
+    if (pass.asks.empty()) return;
+    answers_.lay_out(pass);
+    if (place_.is_last_stage()) choose(pass);
+    const int root = sampler_rank(place_);
+    comm_.world->broadcast(answers_.choices.data(), answers_.choices.size() * sizeof(Choice), root);
+    if (!answers_.top.empty()) {
+      comm_.world->broadcast(answers_.top.data(), answers_.top.size() * sizeof(TokenLogprob), root);
+    }
+    accept(pass);
+  }
+
+  void choose(const Pass& pass) {
+    const bool interrupted = samples_ && should_stop_ && should_stop_();
+    if (samples_) chooser_->begin();
+    constexpr size_t kMost = Decoder::kMaxLogitRows;
+    for (size_t first = 0; first < pass.ask_rows.size(); first += kMost) {
+      const size_t count = std::min(kMost, pass.ask_rows.size() - first);
+      const float* logits = decoder_.logits(std::span(pass.ask_rows).subspan(first, count), comm_);
+      if (samples_) chooser_->answer(pass, first, count, logits, interrupted, answers_);
+    }
+  }
+
+  void accept(const Pass& pass) {
+    std::span<const Choice> choices = answers_.choices;
+    std::span<const TokenLogprob> top = answers_.top;
+    for (size_t first = 0; first < pass.asks.size();) {
+      Group& group = *pass.asks[first].group;
+      const size_t num_asks = count_asks(pass, first);
+      const size_t count = count_choices(group, num_asks);
+      const auto top_each = static_cast<size_t>(std::max<int64_t>(group.request->num_logprobs, 0));
+      first += num_asks;
+      if (!group.forked) {
+        last_first_token_ = Clock::now();
+        scheduler_.fork(group);
+      }
+      if (group.request->beams.num_beams > 1) {
+        group.advance_beams(choices.first(count), decoder_.cache().pages());
+      } else {
+        for (size_t i = 0; i < count; ++i) {
+          group.accept(choices[i], top.subspan(i * top_each, top_each));
+          notify(group, choices[i].id);
+        }
+      }
+      choices = choices.subspan(count);
+      top = top.subspan(count * top_each);
+      const size_t index = group.index;
+      if (auto result = scheduler_.answered(group)) deliver(index, std::move(*result));
+    }
+  }
+
+  void notify(const Group& group, int32_t id) const {
+    if (caller_.callbacks == nullptr || !caller_.callbacks->on_token) return;
+    if (group.request->width() == 1) caller_.callbacks->on_token(group.index, id);
+  }
+
+  void deliver(size_t index, GenerateResult result) {
+    if (caller_.callbacks != nullptr && caller_.callbacks->on_done) {
+      caller_.callbacks->on_done(index, result);
+    }
+    if (caller_.report != nullptr) results_[index] = std::move(result);
+  }
+
+  void report(Clock::time_point start) {
+    if (caller_.report == nullptr) return;
+    GenerateReport& report = *caller_.report;
+    report.prefill_ms = ms_between(start, last_first_token_);
+    report.decode_ms = ms_between(last_first_token_, Clock::now());
+    report.prompt_tokens = scheduler_.prompt_tokens();
+    report.reused_tokens = scheduler_.reused_tokens();
+    const auto count = [&](const GenerateResult& result) {
+      // The first token of each came out of its prompt's pass.
+      report.decoded_tokens += std::max<int64_t>(0, static_cast<int64_t>(result.ids.size()) - 1);
+    };
+    for (const GenerateResult& result : results_) {
+      count(result);
+      for (const GenerateResult& other : result.others) count(other);
+    }
+    report.results = std::move(results_);
+  }
+
+  Decoder& decoder_;
+  const RankComm& comm_;
+  RankPlace place_;
+  bool samples_;
+  const BatchCaller& caller_;
+  const std::function<bool()>& should_stop_;
+  Scheduler scheduler_;
+  std::vector<Pass> passes_;  // under way, by number modulo the stages
+  int64_t vocab_size_;
+  std::optional<Chooser> chooser_;
+  Choices answers_;
+  bool hands_over_ = false;  // the turn before left activations for the next stage
+  std::vector<GenerateResult> results_;
+  Clock::time_point last_first_token_;
+};
+
 }  // namespace
 
 void generate_batch(Decoder& decoder, const RankComm& comm, const ModelConfig& config,
-                    std::span<const GenerateRequest> requests, int64_t chunk_tokens,
-                    const BatchCaller& caller) {
-  KvCache& cache = decoder.cache();
-  const int chooser = sampler_rank(decoder.place());
-  const bool samples = decoder.place().rank() == chooser;
-  const auto start = Clock::now();
-
-  int64_t total_pages = 0;
-  for (const GenerateRequest& request : requests) {
-    total_pages += cache.pages_for(max_cached_tokens(request));
-  }
-  cache.reset(total_pages);
-  std::vector<Sequence> sequences(requests.size());
-  for (size_t i = 0; i < requests.size(); ++i) {
-    sequences[i].request = &requests[i];
-    // All at once: a pass holds pointers to the block table while more pages are added.
-    sequences[i].pages.reserve(
-        static_cast<size_t>(cache.pages_for(max_cached_tokens(requests[i]))));
-    sequences[i].result.ids.reserve(static_cast<size_t>(requests[i].max_new_tokens));
-  }
-
-  Sampler sampler(samples ? config.vocab_size : 0);
-  Pass pass;
-  pass.reserve(chunk_tokens);
-  std::array<int32_t, Decoder::kMaxLogitRows> chosen{};
-
-  const auto take = [&](Sequence& sequence, size_t index) {
-    const int64_t position = sequence.cached++;
-    if (position % cache.page_size() == 0) sequence.pages.push_back(cache.take_page());
-    pass.add(sequence.id(position), position, sequence.known(), sequence.pages.data());
-    if (sequence.cached == sequence.known()) pass.ask(index);
-  };
-
-  const auto accept = [&](size_t index, int32_t id) {
-    Sequence& sequence = sequences[index];
-    sequence.result.ids.push_back(id);
-    const auto& stops = sequence.request->stop_ids;
-    sequence.result.stopped = std::find(stops.begin(), stops.end(), id) != stops.end();
-    if (caller.on_token != nullptr && *caller.on_token) (*caller.on_token)(index, id);
-    if (sequence.done()) cache.give_back(sequence.pages);
-  };
-
-  const auto run_pass = [&] {
-    if (samples) throw_if_cancelled();
-    decoder.forward(pass.step(), comm);
-    for (size_t first = 0; first < pass.ask_rows.size(); first += chosen.size()) {
-      const size_t count = std::min(chosen.size(), pass.ask_rows.size() - first);
-      if (decoder.place().is_last_stage()) {
-        const float* logits = decoder.logits(std::span(pass.ask_rows).subspan(first, count), comm);
-        for (size_t i = 0; samples && i < count; ++i) {
-          const Sequence& sequence = sequences[pass.ask_sequences[first + i]];
-          chosen[i] = sampler.sample(logits + static_cast<int64_t>(i) * config.vocab_size,
-                                     sequence.request->sampling, sequence.known());
-        }
-      }
-      comm.world->broadcast(chosen.data(), count * sizeof(int32_t), chooser);
-      for (size_t i = 0; i < count; ++i) accept(pass.ask_sequences[first + i], chosen[i]);
-    }
-    pass.clear();
-  };
-
-  // Prompts, packed into passes of chunk_tokens whatever their lengths.
-  int64_t prompt_tokens = 0;
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    if (sequences[i].done()) continue;
-    prompt_tokens += sequences[i].prompt_size();
-    for (int64_t p = 0; p < sequences[i].prompt_size(); ++p) {
-      take(sequences[i], i);
-      if (pass.size() == chunk_tokens) run_pass();
-    }
-  }
-  if (pass.size() > 0) run_pass();
-  const auto prefilled = Clock::now();
-
-  // One token of every sequence that is not done, again and again.
-  for (bool any = true; any;) {
-    any = false;
-    for (size_t i = 0; i < sequences.size(); ++i) {
-      if (sequences[i].done()) continue;
-      any = true;
-      take(sequences[i], i);
-      if (pass.size() == chunk_tokens) run_pass();
-    }
-    if (pass.size() > 0) run_pass();
-  }
-
-  if (caller.report == nullptr) return;
-  GenerateReport& report = *caller.report;
-  report.results.resize(requests.size());
-  report.prefill_ms = ms_between(start, prefilled);
-  report.decode_ms = ms_between(prefilled, Clock::now());
-  report.prompt_tokens = prompt_tokens;
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    // The first token of each came out of its prompt's pass.
-    const auto generated = static_cast<int64_t>(sequences[i].result.ids.size());
-    report.decoded_tokens += std::max<int64_t>(0, generated - 1);
-    report.results[i] = std::move(sequences[i].result);
-  }
+                    std::span<const GenerateRequest> requests, const BatchOptions& options,
+                    const BatchCaller& caller, const std::function<bool()>& should_stop) {
+  CacheRoom room(decoder, comm, options);
+  room.grow_to(
+      wanted_pages(requests, context_limit(config), decoder.cache().page_size(), options, room));
+  BatchLoop(decoder, comm, config, requests, options, caller, should_stop).run();
+  room.finish();
 }
 
 void compute_prompt_logits(Decoder& decoder, const RankComm& comm, const ModelConfig& config,
-                           std::span<const int32_t> ids, int64_t chunk_tokens,
+                           std::span<const int32_t> ids, const BatchOptions& options,
                            const LogitsSink& sink) {
+  CacheRoom room(decoder, comm, options);
   KvCache& cache = decoder.cache();
   const int rank = decoder.place().rank();
   const int sender = sampler_rank(decoder.place());
+  GenerateRequest request;
+  request.prompt_ids.assign(ids.begin(), ids.end());
+  request.max_new_tokens = 1;
+  room.grow_to(wanted_pages({&request, 1}, 0, cache.page_size(), options, room));
   const auto num_tokens = static_cast<int64_t>(ids.size());
-  const int64_t num_pages = cache.pages_for(num_tokens);
-  cache.reset(num_pages);
   std::vector<int32_t> pages;
-  for (int64_t i = 0; i < num_pages; ++i) pages.push_back(cache.take_page());
+  for (int64_t i = 0; i < cache.pages_for(num_tokens); ++i) pages.push_back(cache.pages().take());
 
   std::vector<float> received;
   if (rank == 0 && sender != 0) {
     received.resize(static_cast<size_t>(Decoder::kMaxLogitRows * config.vocab_size));
   }
   Pass pass;
-  pass.reserve(chunk_tokens);
-  for (int64_t begin = 0; begin < num_tokens; begin += chunk_tokens) {
-    const int64_t end = std::min(num_tokens, begin + chunk_tokens);
+  pass.reserve(options.chunk_tokens);
+  for (int64_t begin = 0; begin < num_tokens; begin += options.chunk_tokens) {
+    const int64_t end = std::min(num_tokens, begin + options.chunk_tokens);
     pass.clear();
     for (int64_t p = begin; p < end; ++p) {
       pass.add(ids[static_cast<size_t>(p)], p, num_tokens, pages.data());
-      pass.ask(0);
+      pass.ask({});
     }
     if (rank == sender) throw_if_cancelled();
     decoder.forward(pass.step(), comm);
@@ -168,6 +267,8 @@ void compute_prompt_logits(Decoder& decoder, const RankComm& comm, const ModelCo
       if (rank == 0) sink(begin + first, count, logits);
     }
   }
+  cache.pages().give_back(pages);
+  room.finish();
 }
 
 }  // namespace llmctl::runtime

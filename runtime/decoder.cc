@@ -384,6 +384,11 @@ void Decoder::run_layer(int64_t layer, const Step& step, const RankComm& comm) {
 }
 
 void Decoder::forward(const Step& step, const RankComm& comm) {
+  compute(step, comm);
+  hand_over(comm);
+}
+
+void Decoder::compute(const Step& step, const RankComm& comm) {
   num_tokens_ = static_cast<int64_t>(step.ids.size());
   if (num_tokens_ > max_tokens_) throw Error(ErrorCode::kInternal, "a step of too many tokens");
   const size_t boundary_bytes =
@@ -401,9 +406,13 @@ void Decoder::forward(const Step& step, const RankComm& comm) {
     }
   }
   for (int64_t l = 0; l < static_cast<int64_t>(layers_.size()); ++l) run_layer(l, step, comm);
-  if (!place_.is_last_stage()) {
-    comm.world->send(x_.data(), boundary_bytes, place_.rank() + place_.tp);
-  }
+}
+
+void Decoder::hand_over(const RankComm& comm) {
+  if (place_.is_last_stage()) return;
+  comm.world->send(x_.data(),
+                   static_cast<size_t>(num_tokens_ * config_.hidden_size) * sizeof(float),
+                   place_.rank() + place_.tp);
 }
 
 const float* Decoder::logits(std::span<const int32_t> rows, const RankComm& comm) {

@@ -54,6 +54,14 @@ class Decoder {
   /// steps. Requires: at most max_tokens tokens.
   void forward(const Step& step, const RankComm& comm);
 
+  // forward in two halves, for a pipeline whose stages work on different steps at a time.
+
+  /// Takes the activations that the stage before hands over and runs the layers.
+  void compute(const Step& step, const RankComm& comm);
+  /// Hands what compute left to the stage after, which must be about to take it. Nothing to do on
+  /// the last stage.
+  void hand_over(const RankComm& comm);
+
   /// Logits of the chosen tokens of the last pass: (rows.size(), vocab_size), valid until the next
   /// call. Collective over the last stage's ranks; not to be called on the others.
   const float* logits(std::span<const int32_t> rows, const RankComm& comm);

@@ -53,10 +53,16 @@ struct Engine::Impl {
   }
 
   void load(int rank, const RankComm& comm, const reshard::Model& model);
-  /// Does `job` on all ranks. `caller` and `sink` are used on rank 0 alone.
-  void lead(const Job& job, const BatchCaller& caller, const LogitsSink& sink);
-  void run_job(int rank, const RankComm& comm, const Job& job, const BatchCaller& caller,
-               const LogitsSink& sink);
+  /// Who is served by a job; members that a job does not need are missing.
+  struct Client {
+    const GenerateCallbacks* callbacks = nullptr;
+    GenerateReport* report = nullptr;
+    const LogitsSink* sink = nullptr;
+  };
+
+  /// Does `job` on all ranks.
+  void lead(const Job& job, const Client& client);
+  void run_job(int rank, const RankComm& comm, const Job& job, const Client& client);
 };
 
 void Engine::Impl::load(int rank, const RankComm& comm, const reshard::Model& model) {
@@ -67,37 +73,42 @@ void Engine::Impl::load(int rank, const RankComm& comm, const reshard::Model& mo
       reshard::load_rank(model, weight_layout(config, place), slice, options.dtype, *pools[i]);
   uint64_t bytes = weights.total_bytes();
   decoders[i] = std::make_unique<Decoder>(config, place, std::move(weights), *pools[i],
-                                          options.chunk_tokens, options.page_size);
+                                          options.batch.chunk_tokens, options.page_size);
   std::vector<uint64_t> all(static_cast<size_t>(ranks->world_size()));
   comm.world->all_gather(all.data(), &bytes, sizeof bytes);
   if (rank != ranks->local_ranks().front()) return;
   for (const uint64_t b : all) weight_bytes += b;
 }
 
-void Engine::Impl::run_job(int rank, const RankComm& comm, const Job& job,
-                           const BatchCaller& caller, const LogitsSink& sink) {
+void Engine::Impl::run_job(int rank, const RankComm& comm, const Job& job, const Client& client) {
   Decoder& decoder = *decoders[static_cast<size_t>(rank)];
   switch (job.order) {
     case Order::kEnd:
       return;
     case Order::kGenerate: {
       const std::vector<GenerateRequest> requests = decode_requests(job.payload);
-      return generate_batch(decoder, comm, config, requests, options.chunk_tokens, caller);
+      BatchCaller caller;
+      if (rank == 0) caller = {client.callbacks, client.report};
+      const auto should_stop =
+          client.callbacks != nullptr ? client.callbacks->should_stop : std::function<bool()>();
+      return generate_batch(decoder, comm, config, requests, options.batch, caller, should_stop);
     }
-    case Order::kPromptLogits:
-      return compute_prompt_logits(decoder, comm, config, decode_ids(job.payload),
-                                   options.chunk_tokens, sink);
+    case Order::kPromptLogits: {
+      const LogitsSink none;
+      return compute_prompt_logits(decoder, comm, config, decode_ids(job.payload), options.batch,
+                                   client.sink != nullptr ? *client.sink : none);
+    }
   }
   throw Error(ErrorCode::kInternal, "rank 0 asks for something unknown");
 }
 
-void Engine::Impl::lead(const Job& job, const BatchCaller& caller, const LogitsSink& sink) {
+void Engine::Impl::lead(const Job& job, const Client& client) {
   if (!leads()) throw Error(ErrorCode::kInternal, "only the process of rank 0 may ask");
   ranks->run([&](int rank, const RankComm& comm) {
     Job mine;
     if (rank == 0) mine = job;
     broadcast_job(mine, comm);
-    run_job(rank, comm, mine, rank == 0 ? caller : BatchCaller{}, sink);
+    run_job(rank, comm, mine, client);
   });
 }
 
@@ -130,7 +141,7 @@ Engine::Engine(const reshard::Model& model, const EngineOptions& options,
 Engine::~Engine() {
   if (!impl_->spans_processes() || !impl_->leads()) return;
   try {
-    impl_->lead({}, {}, {});
+    impl_->lead({}, {});
   } catch (...) {
     // The others have ended by themselves, or never heard of this engine's work.
   }
@@ -146,19 +157,37 @@ void Engine::follow() {
     impl_->ranks->run([&](int rank, const RankComm& comm) {
       Job job;
       broadcast_job(job, comm);
-      impl_->run_job(rank, comm, job, {}, {});
+      impl_->run_job(rank, comm, job, {});
       if (rank == impl_->ranks->local_ranks().front()) last = job.order;
     });
   }
 }
 
 GenerateReport Engine::generate(std::span<const GenerateRequest> requests,
-                                const TokenCallback& on_token) {
-  for (const GenerateRequest& request : requests) check_request(request, impl_->config);
+                                const GenerateCallbacks& callbacks) {
+  for (const GenerateRequest& request : requests) {
+    check_request(request, impl_->config);
+    if (request.width() > impl_->options.batch.chunk_tokens) {
+      throw_usage(std::to_string(request.width()) + " sequences side by side",
+                  "one pass takes " + std::to_string(impl_->options.batch.chunk_tokens) +
+                      " tokens, one of each");
+    }
+    if (!request.stop_strings.empty() && impl_->options.batch.tokenizer == nullptr) {
+      throw_usage("--stop", "the model has no tokenizer, so there is no text to stop at",
+                  "use --stop-ids");
+    }
+  }
   GenerateReport report;
   if (requests.empty()) return report;
-  impl_->lead({Order::kGenerate, encode_requests(requests)}, {&on_token, &report}, {});
+  impl_->lead({Order::kGenerate, encode_requests(requests)}, {&callbacks, &report, nullptr});
   return report;
+}
+
+GenerateReport Engine::generate(std::span<const GenerateRequest> requests,
+                                const TokenCallback& on_token) {
+  GenerateCallbacks callbacks;
+  callbacks.on_token = on_token;
+  return generate(requests, callbacks);
 }
 
 void Engine::prompt_logits(std::span<const int32_t> ids, const LogitsSink& sink) {
@@ -168,7 +197,7 @@ void Engine::prompt_logits(std::span<const int32_t> ids, const LogitsSink& sink)
   check_request(request, impl_->config);
   Job job{Order::kPromptLogits, std::vector<std::byte>(ids.size_bytes())};
   std::memcpy(job.payload.data(), ids.data(), ids.size_bytes());
-  impl_->lead(job, {}, sink);
+  impl_->lead(job, {nullptr, nullptr, &sink});
 }
 
 std::vector<float> Engine::prompt_logits(std::span<const int32_t> ids) {

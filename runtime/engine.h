@@ -22,7 +22,9 @@ struct EngineOptions {
   std::optional<bool> rope_in_bf16;  ///< how rotary angles are rounded; nothing: as the model says
   int threads = 0;                   ///< of all ranks together; 0: the cores this process may use
   int64_t page_size = 16;            ///< tokens to a page of the KV cache
-  int64_t chunk_tokens = 512;        ///< tokens that one pass takes at most; bounds the scratch
+  /// How requests share passes and memory; chunk_tokens also bounds the scratch. The tokenizer must
+  /// outlive the engine.
+  BatchOptions batch;
 };
 
 /// Owns the ranks' weights and caches. Greedy output in F32 is bit-for-bit the same for any tp,
@@ -47,11 +49,14 @@ class Engine {
 
   // For the process that holds rank 0.
 
-  /// Runs all requests as one batch of sequences of any lengths. Throws what check_request throws,
-  /// before running; kInterrupted when the process was asked to stop. `on_token` is called on a
-  /// thread of the engine; what it throws ends the generation and is rethrown here.
+  /// Runs the requests as a batch of sequences of any lengths, of which batch_size are under way at
+  /// a time. Throws what check_request throws,
+  /// before running; kInterrupted when the process was asked to stop. Callbacks are called on a
+  /// thread of the engine; what they throw ends the generation and is rethrown here. Keys and
+  /// values of full pages are kept, as long as there is room, for later calls that begin alike.
   GenerateReport generate(std::span<const GenerateRequest> requests,
-                          const TokenCallback& on_token = {});
+                          const GenerateCallbacks& callbacks = {});
+  GenerateReport generate(std::span<const GenerateRequest> requests, const TokenCallback& on_token);
 
   /// Logits of every position of a prompt.
   void prompt_logits(std::span<const int32_t> ids, const LogitsSink& sink);

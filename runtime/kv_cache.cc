@@ -1,6 +1,7 @@
 #include "runtime/kv_cache.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <string>
 
@@ -19,7 +20,8 @@ KvCache::KvCache(int64_t num_layers, int64_t num_kv_heads, int64_t head_dim, int
     : num_layers_(num_layers),
       num_kv_heads_(num_kv_heads),
       head_dim_(head_dim),
-      page_size_(page_size) {
+      page_size_(page_size),
+      pages_(page_size) {
   const auto elements = checked_num_elements({2, num_kv_heads, page_size, head_dim});
   int64_t whole = 0;
   if (num_layers < 0 || num_kv_heads < 1 || head_dim < 1 || page_size < 1 || state_width < 0 ||
@@ -53,20 +55,19 @@ void KvCache::reset(int64_t num_pages) {
     pool_.reset(static_cast<float*>(memory));
     capacity_pages_ = num_pages;
   }
-  free_.clear();
-  free_.reserve(static_cast<size_t>(capacity_pages_));
-  for (int64_t page = capacity_pages_; page-- > 0;) free_.push_back(static_cast<int32_t>(page));
+  pages_.reset(capacity_pages_);
 }
 
-int32_t KvCache::take_page() {
-  if (free_.empty()) throw Error(ErrorCode::kInternal, "the KV cache has no free page");
-  const int32_t page = free_.back();
-  free_.pop_back();
-  return page;
+uint64_t KvCache::page_bytes() const {
+  return static_cast<uint64_t>(num_layers_) * static_cast<uint64_t>(page_elements_) * sizeof(float);
 }
 
-void KvCache::give_back(std::span<const int32_t> pages) {
-  for (size_t i = pages.size(); i-- > 0;) free_.push_back(pages[i]);
+void KvCache::copy_page(int32_t to, int32_t from) {
+  for (int64_t layer = 0; layer < num_layers_; ++layer) {
+    float* first = pool_.get() + layer * capacity_pages_ * page_elements_;
+    std::memcpy(first + to * page_elements_, first + from * page_elements_,
+                static_cast<size_t>(page_elements_) * sizeof(float));
+  }
 }
 
 kernels::PagedKv KvCache::layer(int64_t layer) const {

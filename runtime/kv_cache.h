@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/ops.h"
+#include "runtime/page_pool.h"
 
 namespace llmctl::runtime {
 
@@ -26,15 +27,17 @@ class KvCache {
   void reset(int64_t num_pages);
 
   int64_t page_size() const { return page_size_; }
-  int64_t num_free_pages() const { return static_cast<int64_t>(free_.size()); }
+  int64_t capacity_pages() const { return capacity_pages_; }
+  /// Bytes of one page on all layers.
+  uint64_t page_bytes() const;
+  /// Which pages are whose. What reset makes room for, this hands out.
+  PagePool& pages() { return pages_; }
   int64_t pages_for(int64_t num_tokens) const {
     return num_tokens / page_size_ + (num_tokens % page_size_ != 0 ? 1 : 0);
   }
 
-  /// The lowest-numbered page of those given back last. Throws kInternal when none is free.
-  int32_t take_page();
-  /// Pages of a finished sequence; they may be handed out again at once.
-  void give_back(std::span<const int32_t> pages);
+  /// Everything that page `from` holds, on all layers, into page `to`.
+  void copy_page(int32_t to, int32_t from);
 
   /// What the attention kernels need of local layer `layer`. Valid until the next reset.
   kernels::PagedKv layer(int64_t layer) const;
@@ -51,7 +54,7 @@ class KvCache {
   int64_t capacity_pages_ = 0;
   int64_t page_elements_ = 0, state_offset_ = 0;
   std::unique_ptr<float[], Free> pool_;
-  std::vector<int32_t> free_;  // a stack
+  PagePool pages_;
 };
 
 }  // namespace llmctl::runtime

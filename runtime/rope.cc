@@ -156,11 +156,14 @@ std::vector<float> Rope::compute(int64_t length) const {
   return result;
 }
 
+int64_t Rope::length_key(int64_t length) const {
+  if (scaling_.kind == "dynamic") return std::max(length, max_positions_);
+  if (scaling_.kind == "longrope") return length > original_positions_ ? 1 : 0;
+  return 0;
+}
+
 const std::vector<float>& Rope::frequencies(int64_t length) {
-  // The key under which two lengths share their frequencies.
-  int64_t key = 0;
-  if (scaling_.kind == "dynamic") key = std::max(length, max_positions_);
-  if (scaling_.kind == "longrope") key = length > original_positions_ ? 1 : 0;
+  const int64_t key = length_key(length);
   if (key != cached_key_) {
     cached_ = compute(length);
     cached_key_ = key;

@@ -23,6 +23,9 @@ class Rope {
   /// What cosines and sines are multiplied by (yarn, longrope); 1 for the others.
   float attention_scaling() const { return attention_scaling_; }
 
+  /// Two lengths with the same key share their frequencies.
+  int64_t length_key(int64_t length) const;
+
   /// Frequencies for a sequence of `length` tokens (only dynamic and longrope depend on it).
   const std::vector<float>& frequencies(int64_t length);
 

@@ -128,7 +128,7 @@ TEST_CASE("engine: output has the same bits on every grid and in every batch") {
         EngineOptions options = grid(tp, pp);
         // Other sizes of everything that must not matter.
         options.page_size = 4;
-        options.chunk_tokens = 7;
+        options.batch.chunk_tokens = 7;
         options.threads = 3;
         std::optional<Engine> engine;
         try {
@@ -195,12 +195,12 @@ TEST_CASE("engine: a stop id ends its own sequence only and is kept") {
   auto second = greedy({9, 8}, 20);
   const auto free_run = engine.generate(std::array{first, second});
   const auto& ids = free_run.results[0].ids;
-  CHECK_FALSE(free_run.results[0].stopped);
+  CHECK(free_run.results[0].stop_reason == runtime::StopReason::kLength);
   first.stop_ids = {1000, ids[4]};
   const auto report = engine.generate(std::array{first, second});
   const auto end = std::find(ids.begin(), ids.end(), ids[4]) + 1;
   CHECK(report.results[0].ids == std::vector<int32_t>(ids.begin(), end));
-  CHECK(report.results[0].stopped);
+  CHECK(report.results[0].stop_reason == runtime::StopReason::kStopId);
   CHECK(report.results[1].ids == free_run.results[1].ids);
 }
 
@@ -326,7 +326,8 @@ TEST_CASE("engine: requests that cannot be met are refused before they run") {
   CHECK(refusal(greedy({1, -1}, 5)).find("token id -1") != std::string::npos);
   CHECK(refusal(greedy(std::vector<int32_t>(100, 1), 30)) ==
         "prompt of 100 tokens: with --max-new-tokens 30 it needs more than the model's 128 "
-        "positions; use --max-new-tokens 29 or less");
+        "positions; use --max-new-tokens 29 or less, or "
+        "--context-overflow slide");
   CHECK(refusal(greedy(std::vector<int32_t>(100, 1), 29)) == "");
   CHECK(refusal(greedy(std::vector<int32_t>(129, 1), 1)).find("shorten the prompt") !=
         std::string::npos);

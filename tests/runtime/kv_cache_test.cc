@@ -58,26 +58,26 @@ TEST_CASE("kv_cache: a page's state is apart from its keys and values and from o
 TEST_CASE("kv_cache: pages come in ascending order and return for reuse") {
   KvCache cache(1, 1, 8, 16);
   cache.reset(4);
-  CHECK(cache.num_free_pages() == 4);
-  const std::vector<int32_t> first = {cache.take_page(), cache.take_page()};
+  CHECK(cache.pages().num_free() == 4);
+  const std::vector<int32_t> first = {cache.pages().take(), cache.pages().take()};
   CHECK(first == std::vector<int32_t>{0, 1});
-  CHECK(cache.take_page() == 2);
-  cache.give_back(first);
-  CHECK(cache.num_free_pages() == 3);
-  CHECK(cache.take_page() == 0);
-  CHECK(cache.take_page() == 1);
-  CHECK(cache.take_page() == 3);
-  CHECK_THROWS_WITH_AS(cache.take_page(), doctest::Contains("no free page"), Error);
+  CHECK(cache.pages().take() == 2);
+  cache.pages().give_back(first);
+  CHECK(cache.pages().num_free() == 3);
+  CHECK(cache.pages().take() == 0);
+  CHECK(cache.pages().take() == 1);
+  CHECK(cache.pages().take() == 3);
+  CHECK_THROWS_WITH_AS(cache.pages().take(), doctest::Contains("no free page"), Error);
 }
 
 TEST_CASE("kv_cache: a reset frees everything and grows when asked for more") {
   KvCache cache(2, 1, 4, 8);
   cache.reset(2);
-  cache.take_page();
+  cache.pages().take();
   cache.reset(1);
-  CHECK(cache.num_free_pages() == 2);
+  CHECK(cache.pages().num_free() == 2);
   cache.reset(9);
-  CHECK(cache.num_free_pages() == 9);
+  CHECK(cache.pages().num_free() == 9);
 }
 
 TEST_CASE("kv_cache: counts the pages that tokens need") {

@@ -175,7 +175,7 @@ TEST_CASE("localized filtering: logits have the same bits however a prompt is cu
       EngineOptions options;
       options.tp = tp;
       options.pp = pp;
-      options.chunk_tokens = chunk;
+      options.batch.chunk_tokens = chunk;
       options.page_size = page;
       options.threads = 2;
       const std::vector<float> got = Engine(model, options).prompt_logits(ids);
@@ -196,7 +196,7 @@ TEST_CASE("localized filtering: a sequence does not see its neighbours nor who h
     EngineOptions options;
     options.threads = 1;
     Engine single(model, options);
-    options.chunk_tokens = 4;
+    options.batch.chunk_tokens = 4;
     options.page_size = 2;
     Engine batched(model, options);
     // The second round finds the states that the first left in every page.
