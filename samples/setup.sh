@@ -11,6 +11,7 @@ packages=(
   libcli11-dev nlohmann-json3-dev doctest-dev
   libsentencepiece-dev libpcre2-dev libutf8proc-dev
   libdeflate-dev libxxhash-dev libzstd-dev
+  libopenmpi-dev
   "$@"
 )
 

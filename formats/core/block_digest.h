@@ -24,6 +24,16 @@ class BlockDigest {
   /// 32 hexadecimal digits, most significant first.
   std::string hex() const;
 
+  /// The sum in two halves, and a value from them.
+  uint64_t high() const { return high_; }
+  uint64_t low() const { return low_; }
+  static BlockDigest of_halves(uint64_t high, uint64_t low) {
+    BlockDigest digest;
+    digest.high_ = high;
+    digest.low_ = low;
+    return digest;
+  }
+
   friend bool operator==(const BlockDigest&, const BlockDigest&) = default;
 
  private:
