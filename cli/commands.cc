@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cli/output.h"
+#include "cli/processes.h"
 #include "cli/suggest.h"
 
 namespace llmctl::cli {
@@ -13,9 +14,9 @@ namespace {
 constexpr std::array kCommands = {
     Command{"inspect", "Say what a checkpoint is: format, family, layout, dtypes, sizes",
             add_inspect},
-    Command{"convert", "Write a checkpoint in another format, layout or dtype", add_convert},
+    Command{"convert", "Write a checkpoint in another format, layout or dtype", add_convert, true},
     Command{"reshard", "Write a checkpoint for other tensor- and pipeline-parallel sizes",
-            add_reshard},
+            add_reshard, true},
     Command{"plan", "Say what a conversion or reshard would do, need and take", add_plan},
     Command{"check", "Verify a directory that llmctl wrote against its manifest", add_check},
     Command{"diff", "Compare the weights of two checkpoints, whatever their layouts", add_diff},
@@ -123,7 +124,9 @@ ExitCode run_command_line(int argc, const char* const* argv) {
     throw_parse_error(*app, error);
   }
   for (size_t i = 0; i < kCommands.size(); ++i) {
-    if (app->got_subcommand(std::string(kCommands[i].name))) return runs[i]();
+    if (!app->got_subcommand(std::string(kCommands[i].name))) continue;
+    if (!kCommands[i].shares_work) refuse_several_processes(std::string(kCommands[i].name));
+    return runs[i]();
   }
   throw Error(ErrorCode::kInternal, "a parsed command line names no command");
 }

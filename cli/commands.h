@@ -21,6 +21,8 @@ struct Command {
   /// Declares the verb's flags and help on `verb`; touches nothing else. The returned Run owns
   /// the parsed options and is called at most once, after parsing.
   Run (*add)(CLI::App& verb);
+  /// Whether processes that mpirun starts share its work; the others refuse to run there.
+  bool shares_work = false;
 };
 
 /// Every verb, in the order in which help lists them.

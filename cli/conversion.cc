@@ -67,7 +67,8 @@ void MegatronFlags::resolve(reshard::ConvertOptions& options) const {
 void WriteFlags::add(CLI::App& verb) {
   add_jobs(verb, jobs, 4);
   add_size(verb, "--max-memory", max_memory,
-           "Most resident memory of the whole process (default 512MiB)");
+           "Most resident memory of the whole process, of each one under mpirun (default "
+           "512MiB)");
   add_verify(verb, verify);
   add_progress(verb, progress);
   verb.add_flag("--overwrite", overwrite, "Replace DST when it exists, once all is written");
@@ -87,7 +88,11 @@ void WriteFlags::resolve(reshard::ConvertOptions& options) const {
 }
 
 ExitCode carry_out(reshard::Conversion& conversion, const WriteFlags& flags,
-                   const std::string& on_overflow) {
+                   const std::string& on_overflow, const ProcessGroup* group) {
+  if (group != nullptr && group->rank() != 0) {
+    if (!flags.dry_run) conversion.run();
+    return ExitCode::kDone;
+  }
   for (const std::string& note : conversion.notes()) print_note(note);
   if (flags.dry_run) {
     write_stdout(conversion.describe());
@@ -114,7 +119,9 @@ ExitCode carry_out(reshard::Conversion& conversion, const WriteFlags& flags,
   write_stderr("llmctl: wrote " + printable(conversion.target_path().string(), 4000) + ": " +
                std::to_string(summary.num_tensors) + " tensors, " +
                std::to_string(summary.num_files) + " files, " + format_size(summary.bytes_written) +
-               " in " + time + " (" + format_size(static_cast<uint64_t>(rate)) + "/s)\n");
+               " in " + time + " (" + format_size(static_cast<uint64_t>(rate)) + "/s" +
+               (group == nullptr ? "" : ", " + std::to_string(group->size()) + " processes") +
+               ")\n");
   return ExitCode::kDone;
 }
 

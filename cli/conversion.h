@@ -7,6 +7,7 @@
 
 #include "cli/exit_code.h"
 #include "cli/flags.h"
+#include "formats/core/process_group.h"
 #include "reshard/convert.h"
 
 namespace llmctl::cli {
@@ -36,8 +37,8 @@ struct WriteFlags {
 };
 
 /// Prints the notes, then the plan (--dry-run) or runs it with progress and a summary.
-/// `on_overflow` is the policy's name, for the report.
+/// `on_overflow` is the policy's name, for the report. Of a group only rank 0 prints.
 ExitCode carry_out(reshard::Conversion& conversion, const WriteFlags& flags,
-                   const std::string& on_overflow);
+                   const std::string& on_overflow, const ProcessGroup* group = nullptr);
 
 }  // namespace llmctl::cli

@@ -7,6 +7,7 @@
 #include "cli/commands.h"
 #include "cli/conversion.h"
 #include "cli/flags.h"
+#include "cli/processes.h"
 #include "formats/registry.h"
 
 namespace llmctl::cli {
@@ -68,8 +69,12 @@ reshard::ConvertOptions resolve(const ConvertFlags& flags) {
 }
 
 ExitCode run_convert(const ConvertFlags& flags) {
-  reshard::Conversion conversion(resolve(flags));
-  return carry_out(conversion, flags.write, flags.on_overflow);
+  return share_work([&](ProcessGroup* group) {
+    reshard::ConvertOptions options = resolve(flags);
+    options.group = group;
+    reshard::Conversion conversion(options);
+    return carry_out(conversion, flags.write, flags.on_overflow, group);
+  });
 }
 
 }  // namespace

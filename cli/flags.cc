@@ -1,5 +1,7 @@
 #include "cli/flags.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <charconv>
@@ -7,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "cli/processes.h"
 #include "cli/size.h"
 #include "cli/suggest.h"
 #include "formats/core/error.h"
@@ -73,7 +76,11 @@ CLI::Option* add_paths(CLI::App& verb, const std::string& name, std::vector<std:
 }
 
 CLI::Option* add_jobs(CLI::App& verb, int64_t& target, int64_t least) {
-  target = std::max<int64_t>(available_cores(), least);
+  // A launcher that binds processes to cores has divided them already.
+  const int64_t processes = processes_on_host(), cores = available_cores();
+  const bool is_bound = cores < ::sysconf(_SC_NPROCESSORS_ONLN);
+  const int64_t share = is_bound ? cores : cores / processes;
+  target = std::max<int64_t>({1, share, least / processes});
   return add_integer(verb, "--jobs,-j", target, 1, 1024, "N",
                      "Threads (default: one per core" +
                          (least > 1 ? ", at least " + std::to_string(least) : std::string()) +

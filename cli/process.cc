@@ -19,7 +19,7 @@ namespace {
 
 void on_signal(int) { request_cancel(); }
 
-void print_error(const std::string& line) {
+void print_line(const std::string& line) {
   const bool color = wants_color(STDERR_FILENO);
   write_stderr(std::string("llmctl: ") + (color ? "\033[1;31merror:\033[0m " : "error: ") +
                printable(line, 4000) + "\n");
@@ -58,14 +58,17 @@ void prepare_process() {
   }
 }
 
-ExitCode report(const std::exception_ptr& error) noexcept {
+ExitCode report(const std::exception_ptr& error, bool quiet) noexcept {
+  const auto print_error = [quiet](const std::string& line) {
+    if (!quiet) print_line(line);
+  };
   try {
     std::rethrow_exception(error);
   } catch (const ClosedPipe&) {
     return ExitCode::kDone;
   } catch (const Error& e) {
     if (e.code() == ErrorCode::kInterrupted) {
-      write_stderr("llmctl: interrupted\n");
+      if (!quiet) write_stderr("llmctl: interrupted\n");
     } else if (e.code() == ErrorCode::kInternal) {
       print_error(std::string(e.what()) + "; this is a bug in llmctl, please report it");
     } else {
@@ -73,7 +76,9 @@ ExitCode report(const std::exception_ptr& error) noexcept {
     }
     return exit_code(e.code());
   } catch (const std::bad_alloc&) {
-    write_stderr("llmctl: error: out of memory; use fewer --jobs or free some memory\n");
+    if (!quiet) {
+      write_stderr("llmctl: error: out of memory; use fewer --jobs or free some memory\n");
+    }
     return ExitCode::kEnvironment;
   } catch (const std::system_error& e) {
     // std::filesystem and std::thread: the message holds the paths and the errno text.

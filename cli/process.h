@@ -13,7 +13,7 @@ namespace llmctl::cli {
 void prepare_process();
 
 /// Prints "llmctl: error: where: what; hint" on stderr and returns the exit code. A closed pipe
-/// prints nothing and counts as done.
-ExitCode report(const std::exception_ptr& error) noexcept;
+/// prints nothing and counts as done. With `quiet` only the code is told.
+ExitCode report(const std::exception_ptr& error, bool quiet = false) noexcept;
 
 }  // namespace llmctl::cli

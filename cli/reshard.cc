@@ -2,6 +2,7 @@
 #include "cli/conversion.h"
 #include "cli/flags.h"
 #include "cli/output.h"
+#include "cli/processes.h"
 #include "formats/registry.h"
 
 namespace llmctl::cli {
@@ -36,8 +37,9 @@ reshard::ConvertOptions resolve(const ReshardFlags& flags) {
   return options;
 }
 
-ExitCode run_reshard(const ReshardFlags& flags) {
-  const reshard::ConvertOptions options = resolve(flags);
+ExitCode run_reshard(const ReshardFlags& flags, ProcessGroup* group) {
+  reshard::ConvertOptions options = resolve(flags);
+  options.group = group;
   if (!flags.via.empty()) {
     // The same source, the target's tensor-parallel size, the source's pipeline.
     reshard::ConvertOptions between = options;
@@ -46,10 +48,10 @@ ExitCode run_reshard(const ReshardFlags& flags) {
     between.virtual_pp = 1;
     between.keep_pipeline = true;
     reshard::Conversion conversion(between);
-    carry_out(conversion, flags.write, "inf");
+    carry_out(conversion, flags.write, "inf", group);
   }
   reshard::Conversion conversion(options);
-  return carry_out(conversion, flags.write, "inf");
+  return carry_out(conversion, flags.write, "inf", group);
 }
 
 }  // namespace
@@ -72,7 +74,11 @@ Run add_reshard(CLI::App& verb) {
       "reshard ./gpt ./gpt-pp4 --tp 2 --pp 4 --pipeline-blocks 5,7,7,5",
       "reshard ./gpt-ft/2-gpu ./gpt-ft --tp 4"};
   set_examples(verb, kExamples);
-  return [flags] { return run_reshard(*flags); };
+  verb.footer(verb.get_footer() +
+              "\n\nSeveral hosts: mpirun -n 8 llmctl reshard ./yuan-102b ./yuan-102b-tp8 --tp 8");
+  return [flags] {
+    return share_work([&](ProcessGroup* group) { return run_reshard(*flags, group); });
+  };
 }
 
 }  // namespace llmctl::cli

@@ -142,6 +142,7 @@ struct Conversion::State {
     job.with_manifest = !options.ft_exact;
     job.format = options.format;
     job.geometry = geometry;
+    job.group = options.group;
     if (options.synth) {
       job.fill = [this](TensorSink& sink, const ExecuteOptions& execute_options) {
         fill_random(plan, options.synth->seed, sink, execute_options);
@@ -218,7 +219,9 @@ std::string Conversion::describe() const {
 ConvertSummary Conversion::run(const std::function<void(uint64_t)>& progress) {
   if (!state_->options.synth) {
     const WholeReplicas read_with_the_rest(state_->model);
-    check_replicas(state_->model, &read_with_the_rest);
+    const ProcessGroup* group = state_->options.group;
+    check_replicas(state_->model, &read_with_the_rest, group == nullptr ? 0 : group->rank(),
+                   group == nullptr ? 1 : group->size());
   }
   return write_output(state_->job(), progress);
 }

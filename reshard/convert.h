@@ -53,7 +53,8 @@ struct ConvertOptions {
   bool overwrite = false;
   bool plan_only = false;  ///< an existing destination or too small a disk is no error
   Verify verify = Verify::kPass;
-  bool resume = false;  ///< OutputJob::resume
+  bool resume = false;            ///< OutputJob::resume
+  ProcessGroup* group = nullptr;  ///< OutputJob::group
 };
 
 /// Name of the format of the checkpoint at `path`. Throws what read_checkpoint throws.

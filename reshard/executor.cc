@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <numeric>
 
 #include "formats/core/aligned_buffer.h"
 #include "formats/core/cancel.h"
@@ -18,6 +19,7 @@
 #include "reshard/product.h"
 #include "reshard/source_files.h"
 #include "reshard/transfer_units.h"
+#include "reshard/unit_parts.h"
 #include "reshard/whole_replicas.h"
 
 namespace llmctl::reshard {
@@ -163,10 +165,11 @@ class Executor {
       }
     }
     const std::vector<Unit>& units = units_.units();
+    const std::vector<size_t> own = own_units();
     ThreadPool pool(budget_.workers);
-    pool.parallel_for(static_cast<int64_t>(units.size()), [&](int64_t i) {
+    pool.parallel_for(static_cast<int64_t>(own.size()), [&](int64_t i) {
       throw_if_cancelled();
-      const auto index = static_cast<size_t>(i);
+      const size_t index = own[static_cast<size_t>(i)];
       if (options_.observer != nullptr && options_.observer->skip_unit(index)) return;
       std::unique_ptr<Worker> worker = take_worker();
       run_unit(units[index], *worker);
@@ -193,6 +196,28 @@ class Executor {
       return sink_.phase(tensor, offset).value_or(offset % kDirectAlignment);
     };
     return result;
+  }
+
+  /// The units that this execution does.
+  std::vector<size_t> own_units() {
+    std::vector<size_t> own;
+    if (options_.num_parts == 1) {
+      own.resize(units_.units().size());
+      std::iota(own.begin(), own.end(), size_t{0});
+      return own;
+    }
+    const UnitParts parts(plan_, units_, budget_.slab_bytes, options_.num_parts,
+                          replicas_ ? &*replicas_ : nullptr);
+    for (size_t i = 0; i < units_.units().size(); ++i) {
+      if (parts.part_of(i) == options_.part) own.push_back(i);
+    }
+    // What the other parts read is compared there; of the rest each part compares its share.
+    if (replicas_) {
+      for (const SourceSpan& span : parts.read_with_replicas()) {
+        compared_[span.source].push_back(span);
+      }
+    }
+    return own;
   }
 
   std::unique_ptr<Worker> take_worker() {
@@ -260,6 +285,7 @@ class Executor {
     for (size_t i = 0; i < plan_.model->checkpoint().tensors.size(); ++i) {
       const auto source = static_cast<int>(i);
       if (replicas_->of(source).empty()) continue;
+      if (static_cast<int>(i % static_cast<size_t>(options_.num_parts)) != options_.part) continue;
       std::vector<SourceSpan> done = compared_[source];
       std::sort(done.begin(), done.end(),
                 [](const SourceSpan& a, const SourceSpan& b) { return a.lo < b.lo; });

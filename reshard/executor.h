@@ -87,6 +87,10 @@ struct ExecuteOptions {
   /// Absent: chosen. With the same sizes, plan and sink a unit's number means the same work.
   std::optional<UnitSizes> unit_sizes;
   TransferObserver* observer = nullptr;  ///< may be null; outlives the call
+  /// Does part `part` of `num_parts` only: with the same plan, unit sizes and kind of sink the
+  /// parts together do each unit and compare each replica once, and no two parts read the same
+  /// element of the source.
+  int part = 0, num_parts = 1;
 };
 
 struct TensorOverflow {

@@ -13,6 +13,7 @@
 
 #include "formats/core/aligned_buffer.h"
 #include "formats/core/error.h"
+#include "formats/core/message.h"
 #include "formats/crc32.h"
 
 namespace llmctl::reshard {
@@ -90,6 +91,22 @@ struct FileSink::Target {
   struct Page {
     uint32_t filled = 0;                ///< bytes that are there
     std::unique_ptr<std::byte[]> data;  ///< null: they are in the file
+    /// Where in `data`; the rest of the page may be another process's.
+    std::map<uint32_t, uint32_t> ranges;  // begin to end
+
+    void add_range(uint32_t begin, uint32_t end) {
+      const auto next = ranges.find(end);
+      if (next != ranges.end()) {
+        end = next->second;
+        ranges.erase(next);
+      }
+      auto behind = ranges.upper_bound(begin);
+      if (behind != ranges.begin() && std::prev(behind)->second == begin) {
+        std::prev(behind)->second = end;
+      } else {
+        ranges[begin] = end;
+      }
+    }
   };
   std::unordered_map<uint64_t, Page> pages;
   /// CRC-32s of stretches of tensors that a patch wants: by tensor, then offset.
@@ -111,10 +128,7 @@ FileSink::FileSink(fs::path directory, std::vector<formats::FilePlan> files, siz
 
 FileSink::FileSink(fs::path directory, std::vector<formats::FilePlan> files, size_t num_tensors,
                    WriteMode mode, Existing existing)
-    : directory_(std::move(directory)),
-      mode_(mode),
-      writes_on_(existing == Existing::kWriteOn),
-      places_(num_tensors) {
+    : directory_(std::move(directory)), mode_(mode), places_(num_tensors) {
   shares_ = mode != WriteMode::kCached;
   std::set<fs::path> folders;
   for (formats::FilePlan& plan : files) {
@@ -130,7 +144,7 @@ FileSink::FileSink(fs::path directory, std::vector<formats::FilePlan> files, siz
       target->crcs[static_cast<size_t>(patch.tensor)];
     }
     const fs::path folder = fs::path(plan.name).parent_path();
-    if (!folder.empty() && folders.insert(folder).second) {
+    if (existing != Existing::kShare && !folder.empty() && folders.insert(folder).second) {
       std::error_code ec;
       fs::create_directories(directory_ / folder, ec);
       if (ec) {
@@ -147,6 +161,7 @@ FileSink::FileSink(fs::path directory, std::vector<formats::FilePlan> files, siz
 FileSink::~FileSink() = default;
 
 void FileSink::create(Target& target, Existing existing) {
+  if (existing == Existing::kShare) return;
   if (existing == Existing::kWriteOn) {
     const fs::path path = directory_ / target.plan.name;
     std::error_code ec;
@@ -209,8 +224,14 @@ void FileSink::pass_on(std::shared_ptr<Opened> file, uint64_t offset_bytes, uint
 void FileSink::add_crc(Target& target, size_t tensor, uint64_t offset,
                        std::span<const std::byte> bytes) {
   if (target.crcs.find(tensor) == target.crcs.end()) return;
-  Target::Stretch stretch{bytes.size(), formats::crc32(bytes)};
+  const uint32_t crc = formats::crc32(bytes);
   const std::lock_guard lock(target.mutex);
+  merge_crc(target, tensor, offset, bytes.size(), crc);
+}
+
+void FileSink::merge_crc(Target& target, size_t tensor, uint64_t offset, uint64_t size_bytes,
+                         uint32_t crc) {
+  const Target::Stretch stretch{size_bytes, crc};
   std::map<uint64_t, Target::Stretch>& known = target.crcs[tensor];
   auto it = known.emplace(offset, stretch).first;
   // Neighbours become one, so that the list stays short.
@@ -270,8 +291,9 @@ void FileSink::write_fragments() {
     const std::lock_guard lock(target->mutex);
     for (const auto& [page, held] : target->pages) {
       if (!held.data) continue;
-      const auto size = static_cast<size_t>(target->page_size(page));
-      file->file.write_at({held.data.get(), size}, page * kPage);
+      for (const auto& [begin, end] : held.ranges) {
+        file->file.write_at({held.data.get() + begin, end - begin}, page * kPage + begin);
+      }
     }
   }
 }
@@ -331,13 +353,11 @@ void FileSink::put_fragment(Target& target, Opened& file, uint64_t offset,
     if (held.filled == 0 && held_pages_.load() < kMostHeldPages) {
       held.data = std::make_unique<std::byte[]>(kPage);
       ++held_pages_;
-      // What an earlier run has written beside the fragment must outlast write_fragments.
-      if (writes_on_) {
-        file.file.read_at({held.data.get(), static_cast<size_t>(size)}, page * kPage);
-      }
     }
     if (held.data) {
-      std::memcpy(held.data.get() + offset % kPage, bytes.data(), bytes.size());
+      const auto begin = static_cast<uint32_t>(offset % kPage);
+      std::memcpy(held.data.get() + begin, bytes.data(), bytes.size());
+      held.add_range(begin, begin + static_cast<uint32_t>(bytes.size()));
     } else {
       file.file.write_at(bytes, offset);
     }
@@ -409,6 +429,94 @@ void FileSink::complete(Target& target, Opened& file) {
     const auto it = std::find_if(targets_.begin(), targets_.end(),
                                  [&](const auto& other) { return other.get() == &target; });
     on_complete(static_cast<size_t>(it - targets_.begin()));
+  }
+}
+
+/// What another process's bytes share a page with goes to the file.
+void FileSink::drop_fragments(Target& target) {
+  const std::shared_ptr<Opened> file = opened(target);
+  for (auto& [page, held] : target.pages) {
+    if (!held.data) continue;
+    for (const auto& [begin, end] : held.ranges) {
+      file->file.write_at({held.data.get() + begin, end - begin}, page * kPage + begin);
+    }
+    held.data.reset();
+    --held_pages_;
+  }
+}
+
+std::string FileSink::hand_over() {
+  MessageWriter state;
+  bool has_written = false;
+  for (size_t i = 0; i < targets_.size(); ++i) {
+    Target& target = *targets_[i];
+    const std::lock_guard lock(target.mutex);
+    if (target.missing_bytes == target.plan.size_bytes) continue;
+    has_written = true;
+    if (!target.complete) {
+      drop_fragments(target);
+      if (targets_.size() <= kManyFiles) opened(target)->file.sync();
+    }
+    state.number(i);
+    state.number(target.complete ? 1 : 0);
+    state.number(target.missing_bytes);
+    state.number(target.missing_tensor_bytes.load());
+    state.number(target.digest.high());
+    state.number(target.digest.low());
+    state.number(target.pages.size());
+    for (const auto& [page, held] : target.pages) {
+      state.number(page);
+      state.number(held.filled);
+    }
+    uint64_t num_stretches = 0;
+    for (const auto& [tensor, stretches] : target.crcs) num_stretches += stretches.size();
+    state.number(num_stretches);
+    for (const auto& [tensor, stretches] : target.crcs) {
+      for (const auto& [offset, stretch] : stretches) {
+        state.number(tensor);
+        state.number(offset);
+        state.number(stretch.size_bytes);
+        state.number(stretch.crc);
+      }
+    }
+  }
+  on_the_way_.clear();
+  open_.clear();
+  if (has_written && targets_.size() > kManyFiles) sync_path(directory_, ::syncfs);
+  return state.bytes();
+}
+
+void FileSink::take_over(std::string_view state) {
+  for (MessageReader reader(state); !reader.is_at_end();) {
+    Target& target = *targets_.at(static_cast<size_t>(reader.number()));
+    const std::lock_guard lock(target.mutex);
+    target.complete = reader.number() != 0;
+    target.missing_bytes -= target.plan.size_bytes - reader.number();
+    uint64_t literal_bytes = 0;
+    for (const auto& literal : target.plan.literals) literal_bytes += literal.bytes.size();
+    target.missing_tensor_bytes -=
+        target.plan.size_bytes - std::min(target.plan.size_bytes, literal_bytes) - reader.number();
+    const uint64_t high = reader.number(), low = reader.number();
+    target.digest.merge(BlockDigest::of_halves(high, low));
+    const uint64_t num_pages = reader.number();
+    // The pages that both sides have a part of are in the file on both.
+    if (num_pages > 0) {
+      drop_fragments(target);
+      // On a shared file system this host's cache does not see what another host has written.
+      const std::shared_ptr<Opened> file = opened(target);
+      file->file.sync_data();
+      file->file.drop_cache(0, target.plan.size_bytes);
+    }
+    for (uint64_t i = 0; i < num_pages; ++i) {
+      const uint64_t page = reader.number();
+      target.pages[page].filled += static_cast<uint32_t>(reader.number());
+    }
+    const uint64_t num_stretches = reader.number();
+    for (uint64_t i = 0; i < num_stretches; ++i) {
+      const auto tensor = static_cast<size_t>(reader.number());
+      const uint64_t offset = reader.number(), size_bytes = reader.number();
+      merge_crc(target, tensor, offset, size_bytes, static_cast<uint32_t>(reader.number()));
+    }
   }
 }
 

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "formats/checkpoint.h"
@@ -30,8 +31,9 @@ std::string_view write_mode_name(WriteMode mode);
 /// large ones a block is written past it, to see whether the file system can.
 WriteMode choose_write_mode(const std::filesystem::path& directory, bool large);
 
-/// What becomes of a file that is there already: an error, or it is written on, its size corrected.
-enum class Existing { kRefuse, kWriteOn };
+/// What becomes of a file that is there already: an error, or it is written on, its size corrected;
+/// or all are there already, made by another process that writes them too.
+enum class Existing { kRefuse, kWriteOn, kShare };
 
 struct FileDigest {
   std::string name;  ///< FilePlan::name
@@ -43,6 +45,10 @@ struct FileDigest {
 /// with their final sizes reserved, so that a full disk shows before the first byte; few of them
 /// are open at a time. A file is complete, digested and closed when its last tensor is. Digests and
 /// CRC-32s are taken of the bytes as they pass. Thread-safe.
+///
+/// Several processes can write the same files, each bytes of its own: one makes them, the others
+/// open them (kShare); at the end these hand over what they know of files that are not complete
+/// without the others' bytes (hand_over), and the one takes it (take_over) and finishes.
 class FileSink : public TensorSink {
  public:
   /// `directory` exists and is empty as far as the plans' names go; folders in names are made.
@@ -64,6 +70,12 @@ class FileSink : public TensorSink {
   /// they are there, so that a run that is killed leaves them to the next.
   void write_fragments();
 
+  /// After this process's last tensor, where another one finishes: flushes what was written to the
+  /// disk and returns what the other needs. Nothing may be called after it.
+  std::string hand_over();
+  /// What another process's hand_over has returned.
+  void take_over(std::string_view state);
+
   /// After the last tensor: writes files that hold no tensor, checks that every byte of every file
   /// was written (kInternal otherwise) and flushes them all, and their directories, to the disk.
   void finish();
@@ -82,6 +94,8 @@ class FileSink : public TensorSink {
   struct Opened;
 
   void create(Target& target, Existing existing);
+  void drop_fragments(Target& target);
+  void merge_crc(Target& target, size_t tensor, uint64_t offset, uint64_t size_bytes, uint32_t crc);
   void take(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes, bool on_disk,
             const Origin* origin = nullptr);
   std::shared_ptr<Opened> opened(Target& target);
@@ -97,7 +111,6 @@ class FileSink : public TensorSink {
 
   std::filesystem::path directory_;
   WriteMode mode_;
-  bool writes_on_ = false;  // files were there already
   std::vector<std::unique_ptr<Target>> targets_;
   struct Place {
     size_t file = 0;

@@ -6,6 +6,7 @@
 #include <span>
 #include <utility>
 
+#include "formats/core/atomic_directory.h"
 #include "formats/core/error.h"
 #include "formats/json.h"
 
@@ -106,6 +107,20 @@ std::optional<JournalUnit> parse_unit(std::string_view text) {
 }
 
 }  // namespace
+
+std::string journal_name(int rank) {
+  return std::string(kJournalName) + (rank == 0 ? "" : "." + std::to_string(rank));
+}
+
+std::vector<std::string> list_journals(const fs::path& directory) {
+  std::vector<std::string> names;
+  for (const std::string& name : list_files_below(directory)) {
+    if (name == kJournalName || name.starts_with(std::string(kJournalName) + ".")) {
+      names.push_back(name);
+    }
+  }
+  return names;
+}
 
 uint64_t JournalUnit::num_bytes() const {
   uint64_t bytes = 0;

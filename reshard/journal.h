@@ -15,6 +15,11 @@
 namespace llmctl::reshard {
 
 inline constexpr std::string_view kJournalName = ".llmctl-journal";
+/// Of processes that share a job each keeps its own: rank 0's has the name, the others' a number
+/// behind it.
+std::string journal_name(int rank);
+/// The names of all that are in a directory, rank 0's first.
+std::vector<std::string> list_journals(const std::filesystem::path& directory);
 
 /// What makes two runs the same work: name to value, in a fixed order of names.
 using JournalHeader = std::map<std::string, std::string>;

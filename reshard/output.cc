@@ -1,8 +1,10 @@
 #include "reshard/output.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -14,6 +16,7 @@
 #include "formats/core/block_digest.h"
 #include "formats/core/error.h"
 #include "formats/core/file.h"
+#include "formats/core/message.h"
 #include "formats/core/thread_pool.h"
 #include "reshard/executor.h"
 #include "reshard/file_sink.h"
@@ -58,7 +61,8 @@ void check_resources(const OutputJob& job) {
   check_destination(job.target, needed - std::min(needed, there));
   // Buffers take what the job needs, up to the limit.
   constexpr uint64_t kLeastBytes = uint64_t{64} << 20;
-  check_memory(std::min(job.max_memory, kLeastBytes + needed), job.jobs);
+  check_memory(std::min(job.max_memory, kLeastBytes + needed), job.jobs,
+               job.group == nullptr ? 1 : job.group->local_size());
 }
 
 namespace {
@@ -80,10 +84,35 @@ bool is_large(uint64_t bytes) {
   return bytes > threshold("LLMCTL_LARGE_JOB_BYTES", uint64_t{2} << 30);
 }
 
+/// What rank 0 decides for all.
+struct Course {
+  WriteMode mode = WriteMode::kCached;
+  UnitSizes sizes;
+
+  std::string pack() const {
+    MessageWriter message;
+    for (const uint64_t number : {static_cast<uint64_t>(mode), sizes.slab_bytes,
+                                  sizes.most_slab_bytes, sizes.staged_bytes}) {
+      message.number(number);
+    }
+    return message.bytes();
+  }
+  static Course unpack(const std::string& bytes) {
+    MessageReader message(bytes);
+    Course course;
+    course.mode = static_cast<WriteMode>(message.number());
+    course.sizes.slab_bytes = message.number();
+    course.sizes.most_slab_bytes = message.number();
+    course.sizes.staged_bytes = message.number();
+    return course;
+  }
+};
+
 class OutputWriter {
  public:
-  OutputWriter(const OutputJob& job, AtomicDirectory& directory)
-      : job_(job), directory_(directory), folder_(directory.working_path()) {}
+  /// `directory` is null on ranks other than 0.
+  OutputWriter(const OutputJob& job, AtomicDirectory* directory, fs::path folder)
+      : job_(job), group_(job.group), directory_(directory), folder_(std::move(folder)) {}
 
   OutputSummary write(const std::function<void(uint64_t)>& progress) {
     OutputSummary summary;
@@ -93,11 +122,22 @@ class OutputWriter {
     summary.num_files = job_.files.size() + job_.side_files.size();
     if (job_.fill) return make(summary, progress);
     const bool large = is_large(summary.bytes_read + summary.bytes_written);
-    const WriteMode mode = choose_write_mode(folder_, large);
-    Journal journal = start_journal(mode, summary);
-    const bool continues = !journal.units().empty();
-    FileSink sink(folder_, job_.files, job_.plan->tensors.size(), mode,
-                  directory_.found_leftover() ? Existing::kWriteOn : Existing::kRefuse);
+    std::optional<Journal> journal;
+    std::optional<FileSink> made;
+    if (leads()) {
+      course_.mode = choose_write_mode(folder_, large);
+      journal.emplace(start_journal(summary));
+      made.emplace(folder_, job_.files, job_.plan->tensors.size(), course_.mode,
+                   directory_->found_leftover() ? Existing::kWriteOn : Existing::kRefuse);
+    }
+    if (group_ != nullptr) course_ = Course::unpack(group_->broadcast(course_.pack()));
+    if (!leads()) {
+      journal.emplace(join_journal());
+      made.emplace(folder_, job_.files, job_.plan->tensors.size(), course_.mode, Existing::kShare);
+    }
+    FileSink& sink = *made;
+    const std::vector<Journal> others =
+        open_journals(journal_name(group_ == nullptr ? 0 : group_->rank()));
     std::optional<TransferCheck> check;
     if (job_.verify != Verify::kNone) check.emplace(*job_.plan, job_.overflow);
     ExecuteOptions options;
@@ -108,39 +148,45 @@ class OutputWriter {
     options.leave_page_cache = large;
     options.compare_replicas = true;
     options.progress = progress;
-    options.unit_sizes = sizes_;
+    options.unit_sizes = course_.sizes;
+    if (group_ != nullptr) {
+      options.part = group_->rank();
+      options.num_parts = group_->size();
+    }
     ResumableTransfer::Setup setup;
     setup.plan = job_.plan;
     setup.files = &job_.files;
     setup.folder = folder_;
     setup.sink = &sink;
     setup.check = check ? &*check : nullptr;
-    setup.journal = &journal;
+    setup.journal = &*journal;
+    for (const Journal& other : others) setup.others.push_back(&other);
     setup.progress = progress;
     setup.interval_bytes = journal_interval();
     ResumableTransfer transfer(std::move(setup));
     options.observer = &transfer;
     try {
+      Outcome outcome;
       for (const TensorOverflow& overflow : execute(*job_.plan, sink, options)) {
-        summary.overflows.emplace_back(job_.plan->tensors[overflow.tensor].target.name,
-                                       overflow.count);
+        outcome.overflows[overflow.tensor] = overflow.count;
       }
-      complete(sink, check ? &*check : nullptr);
+      outcome.resumed_bytes = transfer.resumed_bytes();
+      TransferCheck* both_sides = check ? &*check : nullptr;
+      if (group_ != nullptr) unite(sink, both_sides, outcome);
+      if (!leads()) return summary;
+      complete(sink, both_sides);
+      for (const auto& [tensor, count] : outcome.overflows) {
+        summary.overflows.emplace_back(job_.plan->tensors[tensor].target.name, count);
+      }
+      if (continues_) {
+        summary.notes.push_back("continued: " + std::to_string(outcome.resumed_bytes) +
+                                " bytes were there already");
+      }
     } catch (const Error& error) {
-      // What a fault of the data or of llmctl has ended would end there again.
-      const bool may_pass = error.code() == ErrorCode::kEnvironment;
-      if (!may_pass && error.code() != ErrorCode::kInterrupted) throw;
-      if (!keep_for_resume(transfer) || !may_pass) throw;
-      throw Error(error.code(), error.message(), error.where(),
-                  error.hint() + (error.hint().empty() ? "" : ", then ") +
-                      "repeat the command with --resume to continue");
-    }
-    if (continues) {
-      summary.notes.push_back("continued: " + std::to_string(transfer.resumed_bytes()) +
-                              " bytes were there already");
+      end_failed(error, transfer);
     }
     std::error_code ec;
-    fs::remove(folder_ / kJournalName, ec);
+    for (const std::string& name : list_journals(folder_)) fs::remove(folder_ / name, ec);
     return summary;
   }
 
@@ -173,13 +219,83 @@ class OutputWriter {
     if (job_.with_manifest) write_manifest_file(files, std::move(tensors));
   }
 
-  JournalHeader journal_header(WriteMode mode, const UnitSizes& sizes) const {
+  /// What an execution finds out beside what it writes.
+  struct Outcome {
+    std::map<size_t, uint64_t> overflows;  ///< by target tensor
+    uint64_t resumed_bytes = 0;
+  };
+
+  bool leads() const { return group_ == nullptr || group_->rank() == 0; }
+
+  /// Everything that the ranks know comes together on rank 0, once all of it is on the disk.
+  void unite(FileSink& sink, TransferCheck* check, Outcome& outcome) {
+    MessageWriter mine;
+    if (!leads()) {
+      mine.text(sink.hand_over());
+      mine.text(check == nullptr ? "" : check->sums());
+      mine.number(outcome.resumed_bytes);
+      for (const auto& [tensor, count] : outcome.overflows) {
+        mine.number(tensor);
+        mine.number(count);
+      }
+    }
+    const std::vector<std::string> parts = group_->gather(mine.bytes());
+    for (size_t rank = 1; rank < parts.size(); ++rank) {
+      MessageReader part(parts[rank]);
+      sink.take_over(part.text());
+      const std::string_view sums = part.text();
+      if (check != nullptr) check->add_sums(sums);
+      outcome.resumed_bytes += part.number();
+      while (!part.is_at_end()) {
+        const auto tensor = static_cast<size_t>(part.number());
+        outcome.overflows[tensor] += part.number();
+      }
+    }
+  }
+
+  /// Keeps what a later run can continue, and throws the error, or the one that ended the group.
+  [[noreturn]] void end_failed(Error error, ResumableTransfer& transfer) {
+    const auto is_passing = [&] {
+      return error.code() == ErrorCode::kEnvironment || error.code() == ErrorCode::kInterrupted;
+    };
+    if (is_passing()) flush(transfer);
+    uint64_t recorded_bytes = transfer.recorded_bytes();
+    if (group_ != nullptr) {
+      try {
+        std::rethrow_exception(group_->fail(std::make_exception_ptr(error)));
+      } catch (const Error& first) {
+        error = first;
+      }
+      recorded_bytes = 0;
+      for (const Journal& journal : open_journals()) {
+        for (const JournalUnit& unit : journal.units()) recorded_bytes += unit.num_bytes();
+      }
+    }
+    // What a fault of the data or of llmctl has ended would end there again.
+    const bool keeps = is_passing() && (job_.resume || recorded_bytes >= kWorthKeeping);
+    if (keeps && directory_ != nullptr) directory_->keep();
+    if (!keeps || error.code() == ErrorCode::kInterrupted) throw Error(error);
+    throw Error(error.code(), error.message(), error.where(),
+                error.hint() + (error.hint().empty() ? "" : ", then ") +
+                    "repeat the command with --resume to continue");
+  }
+
+  void flush(ResumableTransfer& transfer) {
+    try {
+      transfer.flush();
+    } catch (...) {
+      // The first error is the one to tell. What the journal has is good.
+    }
+  }
+
+  JournalHeader journal_header() const {
+    const UnitSizes& sizes = course_.sizes;
     const formats::Checkpoint& source = job_.plan->model->checkpoint();
     JournalHeader header = job_.request;
     header["llmctl"] = llmctl_version();
     header["source"] = source_fingerprint(source) + " " + file_stamps(source);
     header["plan"] = plan_fingerprint(*job_.plan, job_.files);
-    header["write mode"] = write_mode_name(mode);
+    header["write mode"] = write_mode_name(course_.mode);
     header["unit sizes"] = std::to_string(sizes.slab_bytes) + " " +
                            std::to_string(sizes.most_slab_bytes) + " " +
                            std::to_string(sizes.staged_bytes);
@@ -187,21 +303,49 @@ class OutputWriter {
   }
 
   /// The journal of an earlier run of the same job, or a new one in an empty folder.
-  Journal start_journal(WriteMode mode, OutputSummary& summary) {
+  Journal start_journal(OutputSummary& summary) {
     const fs::path path = folder_ / kJournalName;
-    sizes_ = choose_unit_sizes(job_.jobs, job_.max_memory);
-    if (directory_.found_leftover() && job_.resume) {
+    course_.sizes = choose_unit_sizes(job_.jobs, job_.max_memory);
+    if (directory_->found_leftover() && job_.resume) {
       if (std::optional<Journal> journal = Journal::open(path)) {
         if (adopt_sizes(*journal)) {
-          check_same_job(journal->header(), journal_header(mode, sizes_));
+          check_same_job(journal->header(), journal_header());
+          header_ = journal->header();
+          for (const Journal& one : open_journals()) continues_ |= !one.units().empty();
           return std::move(*journal);
         }
       }
-      directory_.clear();
+      directory_->clear();
       summary.notes.push_back("nothing to continue in " + folder_.string() + ": starts anew");
     }
-    return Journal::create(path, journal_header(mode, sizes_));
+    header_ = journal_header();
+    return Journal::create(path, header_);
   }
+
+  /// This rank's own, of an earlier run or new. Requires: rank 0 has started its own.
+  Journal join_journal() {
+    const fs::path path = folder_ / journal_name(group_->rank());
+    header_ = journal_header();
+    if (std::optional<Journal> journal = Journal::open(path)) {
+      if (is_of_this_job(*journal)) return std::move(*journal);
+    }
+    std::error_code ec;
+    fs::remove(path, ec);
+    return Journal::create(path, header_);
+  }
+
+  /// All that are of this job, but for the one named.
+  std::vector<Journal> open_journals(const std::string& except = "") const {
+    std::vector<Journal> journals;
+    for (const std::string& name : list_journals(folder_)) {
+      if (name == except) continue;
+      std::optional<Journal> journal = Journal::open(folder_ / name);
+      if (journal && is_of_this_job(*journal)) journals.push_back(std::move(*journal));
+    }
+    return journals;
+  }
+
+  bool is_of_this_job(const Journal& journal) const { return journal.header() == header_; }
 
   /// Work is cut as it was, whatever memory there is to-day.
   bool adopt_sizes(const Journal& journal) {
@@ -210,7 +354,7 @@ class OutputWriter {
     std::istringstream words(it->second);
     UnitSizes sizes;
     if (!(words >> sizes.slab_bytes >> sizes.most_slab_bytes >> sizes.staged_bytes)) return false;
-    sizes_ = sizes;
+    course_.sizes = sizes;
     return true;
   }
 
@@ -226,25 +370,13 @@ class OutputWriter {
     for (const std::string& name : names) {
       const std::string before = value(then, name), after = value(now, name);
       if (before == after) continue;
-      directory_.keep();
+      directory_->keep();
       const bool readable = name != "source" && name != "plan";
       throw_usage("--resume",
                   name + (readable ? " was " + printable(before) + ", is " + printable(after)
                                    : std::string(" is not that of the run to continue")),
                   "repeat the earlier command, or leave --resume out to start anew");
     }
-  }
-
-  /// Whether a later run will find what this one has done.
-  bool keep_for_resume(ResumableTransfer& transfer) {
-    try {
-      transfer.flush();
-    } catch (...) {
-      // The first error is the one to tell. What the journal has is good.
-    }
-    if (!job_.resume && transfer.recorded_bytes() < kWorthKeeping) return false;
-    directory_.keep();
-    return true;
   }
 
   void copy_side_files() {
@@ -317,28 +449,95 @@ class OutputWriter {
   }
 
   const OutputJob& job_;
-  AtomicDirectory& directory_;
+  ProcessGroup* group_;
+  AtomicDirectory* directory_;
   fs::path folder_;
-  UnitSizes sizes_;
+  Course course_;
+  JournalHeader header_;
+  bool continues_ = false;  // an earlier run
 };
+
+/// Throws unless every rank has the same job over the same source.
+void check_same_job_everywhere(const OutputJob& job) {
+  ProcessGroup& group = *job.group;
+  const formats::Checkpoint& source = job.plan->model->checkpoint();
+  MessageWriter request;
+  request.text(job.target.string());
+  for (const auto& [name, value] : job.request) request.text(name + "=" + value);
+  check_same(group, "llmctl", std::string(llmctl_version()), "start the same program everywhere");
+  check_same(group, "the command line", request.bytes(), "give every rank the same flags");
+  check_same(group, "the source", source_fingerprint(source) + file_stamps(source),
+             "all hosts must see the same files under the same path");
+  check_same(group, "the plan", plan_fingerprint(*job.plan, job.files), "");
+}
+
+/// Rank 0's working directory, which all ranks must see.
+fs::path share_folder(ProcessGroup& group, const AtomicDirectory* directory) {
+  const bool leads = directory != nullptr;
+  std::string folder, name;
+  if (leads) {
+    folder = directory->working_path().string();
+    // A name that no host's cache can know.
+    name = ".llmctl-meeting-" + std::to_string(::getpid()) + "-" +
+           std::to_string(std::chrono::system_clock::now().time_since_epoch().count());
+    File::create(fs::path(folder) / name);
+  }
+  folder = group.broadcast(folder);
+  name = group.broadcast(name);
+  std::error_code ec;
+  if (!fs::exists(fs::path(folder) / name, ec)) {
+    throw Error(ErrorCode::kEnvironment, "what rank 0 writes there is not seen here", folder,
+                "all hosts must share the file system of the destination");
+  }
+  group.gather("");
+  if (leads) fs::remove(fs::path(folder) / name, ec);
+  return folder;
+}
+
+/// Has the directory, on rank 0, be written, then puts it in place.
+OutputSummary write_directory(const OutputJob& job, AtomicDirectory* directory,
+                              const std::function<void(uint64_t)>& progress) {
+  ProcessGroup* group = job.group;
+  try {
+    const fs::path folder =
+        group == nullptr ? directory->working_path() : share_folder(*group, directory);
+    OutputSummary summary = OutputWriter(job, directory, folder).write(progress);
+    if (directory != nullptr) {
+      if (directory->found_leftover() && !job.resume) {
+        summary.notes.push_back("what a killed run had left in " +
+                                directory->working_path().string() + " is removed");
+      }
+      directory->commit();
+    }
+    if (group != nullptr) group->broadcast("");
+    return summary;
+  } catch (...) {
+    // Until here rank 0 keeps the directory in which the others may be writing.
+    if (group != nullptr) std::rethrow_exception(group->fail(std::current_exception()));
+    throw;
+  }
+}
 
 }  // namespace
 
 OutputSummary write_output(const OutputJob& job, const std::function<void(uint64_t)>& progress) {
+  ProcessGroup* group = job.group;
+  if (group != nullptr) check_same_job_everywhere(job);
+  if (group != nullptr && group->rank() != 0) {
+    return write_directory(job, nullptr, [&](uint64_t bytes) { group->add_progress(bytes); });
+  }
   const fs::path parent = job.target.has_parent_path() ? job.target.parent_path() : fs::path(".");
   std::error_code ec;
   const bool made_parent = !fs::exists(parent, ec) && fs::create_directories(parent, ec);
   try {
     AtomicDirectory directory(job.target, job.overwrite,
                               job.resume ? Leftover::kContinue : Leftover::kRemove);
-    OutputSummary summary = OutputWriter(job, directory).write(progress);
-    if (directory.found_leftover() && !job.resume) {
-      summary.notes.push_back("what a killed run had left in " + directory.working_path().string() +
-                              " is removed");
-    }
-    directory.commit();
+    if (group != nullptr) group->listen_to_progress(progress);
+    OutputSummary summary = write_directory(job, &directory, progress);
+    if (group != nullptr) group->listen_to_progress({});
     return summary;
   } catch (...) {
+    if (group != nullptr) group->listen_to_progress({});
     if (made_parent) fs::remove(parent, ec);
     throw;
   }

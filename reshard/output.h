@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "formats/checkpoint.h"
+#include "formats/core/process_group.h"
 #include "kernels/convert.h"
 #include "reshard/executor.h"
 #include "reshard/manifest.h"
@@ -47,6 +48,9 @@ struct OutputJob {
   bool sparse = false;  ///< holes in place of tensors; no manifest
   std::string format;   ///< of the output; for the manifest, with `geometry`
   Geometry geometry;
+  /// Processes that all have this job and see the same files, each doing a part; null: this one
+  /// does it alone. Not with `fill`.
+  ProcessGroup* group = nullptr;
 
   uint64_t bytes_to_write() const;
 };
@@ -66,6 +70,9 @@ void check_resources(const OutputJob& job);
 /// when it is to resume and the source or the request are not those of the earlier run, and what
 /// execute and AtomicDirectory throw; kInternal when source and target differ, kEnvironment when
 /// what is read back is not what was written.
+///
+/// With a group: collective; every rank returns once the output stands, rank 0 with the summary of
+/// all. When one fails, all throw, the same Error, and rank 0 clears up once all have stopped.
 OutputSummary write_output(const OutputJob& job,
                            const std::function<void(uint64_t bytes)>& progress = {});
 

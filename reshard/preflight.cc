@@ -86,7 +86,7 @@ void check_destination(const fs::path& target, uint64_t bytes) {
   }
 }
 
-void check_memory(uint64_t buffer_bytes, int jobs) {
+void check_memory(uint64_t buffer_bytes, int jobs, int processes) {
   // glibc maps 8 MiB of stack and up to 64 MiB of heap addresses for a thread.
   const uint64_t addresses = buffer_bytes + static_cast<uint64_t>(jobs) * (uint64_t{72} << 20);
   const auto refuse = [](const std::string& where, uint64_t needed, uint64_t left,
@@ -99,8 +99,9 @@ void check_memory(uint64_t buffer_bytes, int jobs) {
     refuse("address space", addresses, *left,
            "raise the limit (ulimit -v), or give a smaller --max-memory or fewer --jobs");
   }
-  if (const auto left = available_memory(); left && *left < buffer_bytes) {
-    refuse("memory", buffer_bytes, *left, "free some memory or give a smaller --max-memory");
+  const uint64_t together = buffer_bytes * static_cast<uint64_t>(std::max(1, processes));
+  if (const auto left = available_memory(); left && *left < together) {
+    refuse("memory", together, *left, "free some memory or give a smaller --max-memory");
   }
 }
 

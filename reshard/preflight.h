@@ -12,8 +12,9 @@ namespace llmctl::reshard {
 void check_destination(const std::filesystem::path& target, uint64_t bytes);
 
 /// Throws kEnvironment when `buffer_bytes` and a thread's stack for each job cannot be had: the
-/// address space is limited (ulimit -v), or the machine or container has less to give.
-void check_memory(uint64_t buffer_bytes, int jobs);
+/// address space is limited (ulimit -v), or the machine or container has less to give than as many
+/// processes take together.
+void check_memory(uint64_t buffer_bytes, int jobs, int processes = 1);
 
 /// Memory that can be had without swapping: "MemAvailable" of /proc/meminfo, less where a
 /// container's limit leaves less. Nothing where neither can be read.

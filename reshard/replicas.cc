@@ -32,8 +32,10 @@ bool hold_the_same(const Model& model, const SourcePiece& a, const SourcePiece& 
 
 void check_replicas(const Model& model) { check_replicas(model, nullptr); }
 
-void check_replicas(const Model& model, const WholeReplicas* apart) {
+void check_replicas(const Model& model, const WholeReplicas* apart, int part, int num_parts) {
+  int index = 0;
   for (const std::string& key : model.keys()) {
+    if (index++ % num_parts != part) continue;
     const std::vector<SourcePiece>& pieces = model.pieces(key);
     for (size_t j = 1; j < pieces.size(); ++j) {
       // What earlier pieces hold has been compared among them: once each is enough.

@@ -135,7 +135,11 @@ ResumableTransfer::ResumableTransfer(Setup setup)
       places_[static_cast<size_t>(placement.tensor)] = {i, placement.offset_bytes};
     }
   }
-  for (const JournalUnit& unit : setup_.journal->units()) done_[unit.unit] = &unit;
+  std::vector<const Journal*> journals = setup_.others;
+  journals.push_back(setup_.journal);
+  for (const Journal* journal : journals) {
+    for (const JournalUnit& unit : journal->units()) done_[unit.unit] = &unit;
+  }
 }
 
 void ResumableTransfer::on_read(int source, int64_t lo, std::span<const std::byte> bytes) {

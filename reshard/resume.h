@@ -39,6 +39,7 @@ class ResumableTransfer : public TransferObserver {
     FileSink* sink = nullptr;
     TransferCheck* check = nullptr;  ///< may be null
     Journal* journal = nullptr;
+    std::vector<const Journal*> others;            ///< of other processes of earlier runs
     std::function<void(uint64_t bytes)> progress;  ///< of what is passed over; may be empty
     /// Bytes and time after which what is done goes to the disk and the journal.
     uint64_t interval_bytes = uint64_t{1} << 30;

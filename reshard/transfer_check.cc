@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "formats/core/error.h"
+#include "formats/core/message.h"
 
 namespace llmctl::reshard {
 
@@ -167,6 +168,23 @@ void TransferCheck::on_write(size_t tensor, int64_t lo, std::span<const std::byt
   for (const Target::Part& part : targets_[tensor].parts) {
     if (part.box.end() <= lo || part.box.first() >= hi) continue;
     part.sum->fetch_add(part.box.digest(lo, hi, bytes.data(), width), std::memory_order_relaxed);
+  }
+}
+
+std::string TransferCheck::sums() const {
+  MessageWriter sums;
+  for (const std::unique_ptr<Tensor>& tensor : tensors_) {
+    sums.number(tensor->read.load());
+    for (const std::atomic<uint64_t>& written : tensor->written) sums.number(written.load());
+  }
+  return sums.bytes();
+}
+
+void TransferCheck::add_sums(std::string_view sums) {
+  MessageReader reader(sums);
+  for (const std::unique_ptr<Tensor>& tensor : tensors_) {
+    tensor->read += reader.number();
+    for (std::atomic<uint64_t>& written : tensor->written) written += reader.number();
   }
 }
 

@@ -10,6 +10,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -50,6 +51,11 @@ class TransferCheck : public TransferObserver {
   void restore(const ReadRecord& record);
   /// A range of a target tensor, from element `lo`, each once.
   void on_write(size_t tensor, int64_t lo, std::span<const std::byte> bytes) override;
+
+  /// What this one has added up so far, and the same of another process that does a part of the
+  /// same plan. Requires: no stored element is read by both.
+  std::string sums() const;
+  void add_sums(std::string_view sums);
 
   /// After the last write: the digests of what was written, one per canonical tensor (of copies on
   /// several ranks, the first), in canonical order. Throws kInternal, naming the tensor, when the

@@ -26,8 +26,9 @@ class WholeReplicas {
 };
 
 /// check_replicas of what `apart`, when not null, does not name: those are compared by who reads
-/// them (ExecuteOptions::compare_replicas).
-void check_replicas(const Model& model, const WholeReplicas* apart);
+/// them (ExecuteOptions::compare_replicas). Of `num_parts` parts of the work only number `part`.
+void check_replicas(const Model& model, const WholeReplicas* apart, int part = 0,
+                    int num_parts = 1);
 
 /// Throws kInvalidInput: the two stored tensors should be replicas, and differ.
 [[noreturn]] void throw_replicas_differ(const Model& model, int first, int second);

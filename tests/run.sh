@@ -13,6 +13,7 @@ cd "$(dirname "$0")/.."
 folder=${LLMCTL_BUILD:-build/tests}
 
 samples/setup.sh
+samples/setup.sh openmpi-bin iproute2 || echo "WARNING: the tests of mpirun may be left out" >&2
 samples/build.sh "$folder" -DCMAKE_BUILD_TYPE=Release -DLLMCTL_WERROR="${LLMCTL_WERROR:-OFF}" \
   -DLLMCTL_PYTHON="${LLMCTL_PYTHON:-}"
 exec ctest --test-dir "$folder" --output-on-failure --no-tests=error -j "$(nproc)" "$@"

@@ -114,6 +114,72 @@ TEST_CASE("executor: the same bytes for any jobs any memory and any way of writi
   }
 }
 
+TEST_CASE("executor: parts done one by one write the same files and read every element once") {
+  const test::TempDir dir;
+  test::HandPlan p(dir.path());
+  test::add_all_movements(p);
+  const std::vector<formats::FilePlan> files = place(p.plan);
+  struct Reads : TransferObserver {
+    std::mutex mutex;
+    std::map<int, std::map<int64_t, size_t>> ranges;  // by source, from element, bytes
+    bool twice = false;
+    uint64_t bytes = 0;
+    void on_read(int source, int64_t lo, std::span<const std::byte> data) override {
+      const std::lock_guard lock(mutex);
+      twice |= !ranges[source].emplace(lo, data.size()).second;
+      bytes += data.size();
+    }
+    void on_write(size_t, int64_t, std::span<const std::byte>) override {}
+  };
+  uint64_t stored_bytes = 0;
+  for (const auto& tensor : p.checkpoint().tensors) {
+    stored_bytes += static_cast<uint64_t>(tensor.num_elements()) * dtype_bytes(tensor.dtype);
+  }
+  for (const WriteMode mode : {WriteMode::kDirect, WriteMode::kWindowed, WriteMode::kCached}) {
+    for (const int num_parts : {2, 5, 40}) {
+      if (num_parts == 40 && mode != WriteMode::kCached) continue;
+      CAPTURE(write_mode_name(mode));
+      CAPTURE(num_parts);
+      const fs::path out = dir / "out";
+      fs::create_directory(out);
+      FileSink first(out, files, p.plan.tensors.size(), mode);
+      Reads reads;
+      ExecuteOptions options;
+      options.jobs = 2;
+      options.unit_sizes = choose_unit_sizes(2, uint64_t{512} << 20);
+      options.observer = &reads;
+      options.num_parts = num_parts;
+      std::vector<uint64_t> moved(static_cast<size_t>(num_parts));
+      for (options.part = num_parts - 1; options.part > 0; --options.part) {
+        FileSink other(out, files, p.plan.tensors.size(), mode, Existing::kShare);
+        std::atomic<uint64_t> done{0};
+        options.progress = [&](uint64_t bytes) { done += bytes; };
+        execute(p.plan, other, options);
+        moved[static_cast<size_t>(options.part)] = done;
+        first.take_over(other.hand_over());
+      }
+      options.progress = [&](uint64_t bytes) { moved[0] += bytes; };
+      options.jobs = 1;
+      execute(p.plan, first, options);
+      first.finish();
+      CHECK_FALSE(reads.twice);
+      CHECK(reads.bytes == stored_bytes);
+      const std::vector<FileDigest> digests = first.digests();
+      for (size_t i = 0; i < files.size(); ++i) {
+        CAPTURE(i);
+        CHECK_MESSAGE(test::read_bytes(out / files[i].name) == expected_file(p, files[i]),
+                      "bytes differ");
+        CHECK(digests[i].digest == digest_file(out / files[i].name).hex());
+      }
+      // No transposed tensor can be parted, so the shares of a small job are rough.
+      if (num_parts == 2) {
+        for (const uint64_t bytes : moved) CHECK(bytes > p.plan.bytes_out() / 10);
+      }
+      fs::remove_all(out);
+    }
+  }
+}
+
 TEST_CASE("executor: memory targets are filled in place") {
   const test::TempDir dir;
   test::HandPlan p(dir.path());

@@ -104,6 +104,37 @@ TEST_CASE("file sink: checksums of tensors written out of order reach their lite
   }
 }
 
+TEST_CASE("file sink: processes that each write a part of a file make it together") {
+  const std::string bytes = random_bytes(200001);
+  for (const WriteMode mode : kModes) {
+    CAPTURE(write_mode_name(mode));
+    const test::TempDir dir;
+    formats::FilePlan plan = one_tensor(100, bytes.size(), std::string(60, 't'));
+    plan.crc_patches.push_back({0, 10, 100 + bytes.size() + 20});
+    FileSink first(dir.path(), {plan}, 1, mode);
+    FileSink second(dir.path(), {plan}, 1, mode, Existing::kShare);
+    FileSink third(dir.path(), {plan}, 1, mode, Existing::kShare);
+    // Three of them have bytes of one page, and write it for a journal while it is not whole.
+    write_part(second, bytes, 50000, 53001);
+    write_part(first, bytes, 0, 50000);
+    write_part(third, bytes, 53001, 120000);
+    for (FileSink* sink : {&third, &first, &second}) sink->write_fragments();
+    write_part(second, bytes, 120000, 170000);
+    write_part(third, bytes, 170000, 170005);
+    write_part(first, bytes, 170005, bytes.size());
+    first.take_over(third.hand_over());
+    first.take_over(second.hand_over());
+    first.finish();
+    std::string expected = std::string(100, 'h') + bytes + std::string(60, 't');
+    const uint32_t crc = formats::crc32(std::as_bytes(std::span(bytes)));
+    for (const size_t at : {size_t{10}, 100 + bytes.size() + 20}) {
+      std::memcpy(expected.data() + at, &crc, 4);
+    }
+    CHECK(test::read_bytes(dir / "file") == expected);
+    CHECK(first.digests().at(0).digest == digest_file(dir / "file").hex());
+  }
+}
+
 TEST_CASE("file sink: thousands of files in folders need few descriptors") {
   rlimit before{};
   REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);

@@ -1,0 +1,283 @@
+#!/usr/bin/env python3
+"""Shares conversions between processes that mpirun starts, on this host and on simulated ones: the bytes must be those of
+one process, and a rank that fails or dies must end all, leave nothing half-published and a job that --resume continues.
+
+Needs $LLMCTL_BINARY, and $LLMCTL_FAULT_SHIM (tests/faults) for the faults. What this machine cannot do is left out with a
+line that says so. The simulated hosts are network namespaces with host names of their own, joined by a bridge; they need
+root, iproute2 and unshare.
+"""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+LLMCTL = os.environ["LLMCTL_BINARY"]
+SHIM = os.environ.get("LLMCTL_FAULT_SHIM", "")
+ENV = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+           OMPI_MCA_rmaps_base_oversubscribe="1", OMPI_MCA_hwloc_base_binding_policy="none")
+failures = []
+
+
+def leave_out(what, why):
+    print(f"mpi_test: LEFT OUT: {what}: {why}", file=sys.stderr, flush=True)
+
+
+def expect(condition, what):
+    if not condition:
+        failures.append(what)
+        print(f"mpi_test: FAILED: {what}", file=sys.stderr, flush=True)
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def run(command, place, env=ENV, timeout=60):
+    return subprocess.run([str(word) for word in command], cwd=place, env=env, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=timeout)
+
+
+def alone(place, *arguments):
+    result = run([LLMCTL, *arguments], place)
+    if result.returncode != 0:
+        sys.exit(f"mpi_test: {arguments}: {result.stderr}")
+
+
+def mpirun(place, ranks, *arguments, launcher=("mpirun",), **extra):
+    return run([*launcher, "-n", ranks, *arguments], place, env=dict(ENV, **extra))
+
+
+def our_lines(result):
+    """What llmctl itself says, notes apart; mpirun adds lines of its own when a rank fails."""
+    return [line for line in result.stderr.splitlines()
+            if line.startswith("llmctl: ") and not line.startswith("llmctl: note: ")]
+
+
+def expect_same(result, place, out, expected, what):
+    expect(result.returncode == 0, f"{what}: exit {result.returncode}: {result.stderr}")
+    if result.returncode == 0:
+        expect(tree(place / out) == expected, f"{what}: other bytes than one process writes")
+        expect(len(our_lines(result)) == 1 and "processes)" in our_lines(result)[0], f"{what}: {result.stderr}")
+        expect(not list(place.glob(".*partial*")), f"{what}: a working directory is left")
+        shutil.rmtree(place / out)
+
+
+def make_sources(place):
+    """Checkpoints of some megabytes, so that every rank has several units of work."""
+    sizes = ["num_hidden_layers=8", "hidden_size=256", "num_attention_heads=8", "num_key_value_heads=8",
+             "intermediate_size=512", "vocab_size=3000"]
+    alone(place, "synth", "yuan", "--family", "yuan", *[word for size in sizes for word in ("--set", size)],
+          "--to", "megatron", "--tp", "1", "--pp", "8")
+    alone(place, "synth", "llama", "--family", "llama", *[word for size in sizes for word in ("--set", size)],
+          "--to", "hf", "--max-shard-size", "3MB")
+
+
+JOBS = {
+    "split": ["reshard", "yuan", "out", "--tp", "8", "--pp", "1"],
+    "merge": ["reshard", "yuan", "out", "--tp", "1", "--pp", "2"],
+    "one file": ["reshard", "yuan", "out", "--tp", "1", "--pp", "1"],
+    "to ft": ["convert", "llama", "out", "--to", "ft", "--tp", "4"],
+    "to fp16": ["convert", "llama", "out", "--to", "hf", "--dtype", "fp16", "--max-shard-size", "2MB"],
+    "to megatron": ["convert", "llama", "out", "--to", "megatron", "--tp", "2", "--pp", "4"],
+}
+
+
+def expected_bytes(place):
+    expected = {}
+    for name, job in JOBS.items():
+        alone(place, *job)
+        expected[name] = tree(place / "out")
+        shutil.rmtree(place / "out")
+    return expected
+
+
+def test_same_bytes(place, expected):
+    for ranks in (1, 2, 3, 5):
+        for name, job in JOBS.items():
+            if ranks in (3, 5) and name not in ("split", "to ft", "to fp16"):
+                continue
+            result = mpirun(place, ranks, LLMCTL, *job)
+            if ranks == 1:
+                result.stderr = result.stderr.replace("/s)", "/s, 1 processes)")
+            expect_same(result, place, "out", expected[name], f"{name} by {ranks}")
+    # As a large job: past the page cache where the file system can, and with the output read again.
+    result = mpirun(place, 3, LLMCTL, *JOBS["split"], "--verify", "readback", LLMCTL_LARGE_JOB_BYTES="1")
+    expect_same(result, place, "out", expected["split"], "a large job by 3")
+
+
+def test_refusals(place):
+    result = mpirun(place, 2, LLMCTL, "inspect", "yuan")
+    expect(result.returncode == 2 and len(our_lines(result)) == 1 and not result.stdout, f"inspect by 2: {result}")
+    result = mpirun(place, 3, LLMCTL, "reshard", "nowhere", "out", "--tp", "2")
+    expect(result.returncode == 3 and len(our_lines(result)) == 1, f"no source by 3: {result}")
+    result = mpirun(place, 3, LLMCTL, "reshard", "yuan", "out", "--tp", "7")
+    expect(result.returncode == 2 and len(our_lines(result)) == 1, f"tp 7 by 3: {result}")
+    result = mpirun(place, 2, LLMCTL, "convert", "llama", "out", "--to", "ft", "--dry-run")
+    expect(result.returncode == 0 and result.stdout.count("bytes to write to") == 1, f"dry run by 2: {result}")
+    # Ranks that were told different things.
+    result = run(["mpirun", "-n", 1, LLMCTL, *JOBS["split"], ":", "-n", 1, LLMCTL, *JOBS["merge"]], place)
+    expect(result.returncode == 4 and len(our_lines(result)) == 1 and "rank 1 (" in result.stderr,
+           f"different ranks: {result}")
+    # A launcher whose processes MPI does not see.
+    result = run([LLMCTL, *JOBS["split"]], place, env=dict(ENV, SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="2"))
+    expect(result.returncode == 4 and "--mpi=pmix" in result.stderr, f"srun without PMIx: {result}")
+    expect(not (place / "out").exists() and not list(place.glob(".*partial*")), "a refused job wrote something")
+
+
+def with_fault(place, rank, fault):
+    """A program that is llmctl, with a fault on one rank."""
+    script = place / "faulty.sh"
+    script.write_text(f"""#!/bin/sh
+if [ "$OMPI_COMM_WORLD_RANK" = {rank} ]; then export LD_PRELOAD='{SHIM}' LLMCTL_FAULT='{fault}'; fi
+exec '{LLMCTL}' "$@"
+""")
+    script.chmod(0o755)
+    return script
+
+
+def test_faults(place, expected, launcher=("mpirun",), where=""):
+    cases = [(0, "write:60:ENOSPC"), (2, "write:200:ENOSPC"), (1, "sync:5:EIO"), (0, "write:150:KILL"), (2, "write:90:KILL")]
+    for number, (rank, fault) in enumerate(cases if not where else cases[2:]):
+        for extra in ([], ["--resume"]):
+            what = f"{fault} on rank {rank}{where} {' '.join(extra)}"
+            start = time.monotonic()
+            result = mpirun(place, 3, with_fault(place, rank, fault), *JOBS["split"], *extra, launcher=launcher,
+                            LLMCTL_JOURNAL_BYTES="1")
+            expect(time.monotonic() - start < 15, f"{what}: took {time.monotonic() - start:.0f} s to end")
+            expect(not (place / "out").exists(), f"{what}: something was published")
+            if fault.endswith("KILL"):
+                expect(result.returncode not in (0, 5), f"{what}: exit {result.returncode}")
+            else:
+                expect(result.returncode == 4, f"{what}: exit {result.returncode}: {result.stderr}")
+                lines = our_lines(result)
+                expect(len(lines) == 1 and f"rank {rank} (" in lines[0], f"{what}: {result.stderr}")
+                expect(extra != [] or not list(place.glob(".*partial*")), f"{what}: a working directory is left")
+        # What is left goes on with another number of ranks, one among them.
+        ranks = (2, 5, 1, 1, 4)[number]
+        again = mpirun(place, ranks, LLMCTL, *JOBS["split"], "--resume", launcher=launcher)
+        expect("continued:" in again.stderr, f"{what}: nothing was continued: {again.stderr}")
+        if ranks == 1:
+            again.stderr = again.stderr.replace("/s)", "/s, 1 processes)")
+        expect_same(again, place, "out", expected["split"], f"{what}, continued by {ranks}")
+
+
+def test_interrupt(place, expected):
+    for delay in (0.3, 0.5, 0.7):
+        process = subprocess.Popen(["mpirun", "-n", "3", LLMCTL, *JOBS["split"], "--resume"], cwd=place, env=ENV,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        try:
+            process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            expect(False, f"interrupted after {delay} s: did not end")
+        if (place / "out").exists():
+            expect(tree(place / "out") == expected["split"], f"interrupted after {delay} s: half an output")
+            shutil.rmtree(place / "out")
+    result = mpirun(place, 2, LLMCTL, *JOBS["split"], "--resume")
+    expect_same(result, place, "out", expected["split"], "after interrupts")
+
+
+class Hosts:
+    """Network namespaces that mpirun takes for hosts."""
+
+    COUNT = 3
+
+    def __init__(self, place):
+        self.place = place
+        self.prefix = f"llmctl-{os.getpid()}-"
+        self.names = [f"{self.prefix}{i}" for i in range(1, self.COUNT + 1)]
+        self.switch = self.prefix + "switch"
+        agent = place / "agent.sh"
+        # mpirun calls it as it would call ssh: the host, then the command.
+        agent.write_text(f"""#!/bin/sh
+number=${{1##*.}}
+shift
+exec ip netns exec "{self.prefix}$number" unshare --uts sh -c 'hostname "$0"; eval "$@"' "host$number" "$@"
+""")
+        agent.chmod(0o755)
+        self.agent = agent
+
+    def __enter__(self):
+        def ip(*words):
+            subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+        try:
+            for name in [self.switch, *self.names]:
+                ip("netns", "add", name)
+            ip("-n", self.switch, "link", "add", "name", "switch0", "type", "bridge")
+            ip("-n", self.switch, "link", "set", "dev", "switch0", "up")
+            for i, name in enumerate(self.names, 1):
+                ip("-n", name, "link", "add", "name", "net0", "type", "veth", "peer", "name", f"port{i}", "netns",
+                   self.switch)
+                ip("-n", self.switch, "link", "set", "dev", f"port{i}", "master", "switch0", "up")
+                ip("-n", name, "addr", "add", f"10.77.0.{i}/24", "dev", "net0")
+                ip("-n", name, "link", "set", "dev", "net0", "up")
+                ip("-n", name, "link", "set", "dev", "lo", "up")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *unused):
+        for name in [*self.names, self.switch]:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+    def launcher(self, slots):
+        """mpirun on the first host, with these slots on each."""
+        hosts = ",".join(f"10.77.0.{i}:{n}" for i, n in enumerate(slots, 1))
+        return ["ip", "netns", "exec", self.names[0], "unshare", "--uts", "sh", "-c", 'hostname host1; exec mpirun "$@"',
+                "mpirun", "--host", hosts, "--mca", "plm_rsh_agent", str(self.agent), "--mca", "plm_rsh_no_tree_spawn",
+                "1", "--mca", "oob_tcp_if_include", "net0", "--mca", "btl_tcp_if_include", "net0", "-x",
+                "LLMCTL_JOURNAL_BYTES"]
+
+
+def test_hosts(place, expected):
+    if os.geteuid() != 0:
+        return leave_out("simulated hosts", "network namespaces need root")
+    for tool in ("ip", "unshare"):
+        if shutil.which(tool) is None:
+            return leave_out("simulated hosts", f"there is no {tool}")
+    try:
+        with Hosts(place) as hosts:
+            launcher = hosts.launcher((2, 2, 1))
+            names = mpirun(place, 5, "hostname", launcher=launcher)
+            expect(sorted(names.stdout.split()) == ["host1", "host1", "host2", "host2", "host3"], f"hosts: {names}")
+            for name in ("split", "to ft"):
+                result = mpirun(place, 5, LLMCTL, *JOBS[name], launcher=launcher)
+                expect_same(result, place, "out", expected[name], f"{name} on three hosts")
+            if SHIM:
+                test_faults(place, expected, hosts.launcher((1, 1, 3)), " on three hosts")
+    except subprocess.CalledProcessError as error:
+        leave_out("simulated hosts", f"{' '.join(error.cmd)}: {error.stderr.strip()}")
+
+
+def main():
+    if shutil.which("mpirun") is None:
+        return leave_out("everything", "there is no mpirun (openmpi-bin)")
+    with tempfile.TemporaryDirectory(prefix="llmctl-mpi-") as folder:
+        place = pathlib.Path(folder)
+        if mpirun(place, 2, "true").returncode != 0:
+            return leave_out("everything", f"mpirun does not work here: {mpirun(place, 2, 'true').stderr}")
+        make_sources(place)
+        expected = expected_bytes(place)
+        test_same_bytes(place, expected)
+        test_refusals(place)
+        test_interrupt(place, expected)
+        if SHIM:
+            test_faults(place, expected)
+        else:
+            leave_out("faults", "no LLMCTL_FAULT_SHIM")
+        test_hosts(place, expected)
+    if failures:
+        sys.exit(f"mpi_test: {len(failures)} failures")
+    print("mpi_test: everything as one process does it")
+
+
+if __name__ == "__main__":
+    main()
