@@ -16,7 +16,7 @@
 
 namespace llmctl::kernels {
 
-const cpu::LinearKernel cpu::kGenericLinear = {kTokenTile, panels_at_once, run_linear};
+const cpu::LinearKernel cpu::kGenericLinear = {kTokenTile, kFewTokens, panels_at_once, run_linear};
 
 namespace {
 
@@ -63,8 +63,10 @@ void cpu::linear(Isa isa, float* y, const float* x, const PanelMatrix& w, const 
   if (num_tokens <= 0 || w.rows <= 0) return;
   const LinearKernel& kernel = linear_kernel(isa);
   LinearPanels args{y, x, w, bias, num_tokens, y_stride, 0, 0};
+  const bool few = num_tokens <= kernel.few_tokens;
   if (num_tokens > 1) {
-    pack_activations(isa, scratch, x, w.columns, TokenTiles(num_tokens, kernel.token_tile), pool);
+    const TokenTiles tiles(num_tokens, few ? num_tokens : kernel.token_tile);
+    pack_activations(isa, scratch, x, w.columns, tiles, pool);
     args.x = scratch;
   }
   const int64_t num_panels = (w.rows + kPanelRows - 1) / kPanelRows;
@@ -72,7 +74,7 @@ void cpu::linear(Isa isa, float* y, const float* x, const PanelMatrix& w, const 
   // does not hold up the others; with many, 96 rows, because each claim reads all activations.
   const auto bytes = static_cast<int64_t>(std::max<size_t>(1, panel_bytes(w.dtype, w.columns)));
   const int64_t at_once = kernel.panels_at_once(num_tokens);
-  const int64_t wanted = num_tokens <= kernel.token_tile ? (int64_t{128} << 10) / bytes : 6;
+  const int64_t wanted = few ? (int64_t{128} << 10) / bytes : 6;
   const int64_t chunk = std::max(at_once, wanted / at_once * at_once);
   const auto body = [&](int64_t i) {
     LinearPanels part = args;

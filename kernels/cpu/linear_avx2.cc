@@ -5,6 +5,6 @@
 
 namespace llmctl::kernels::cpu {
 
-const LinearKernel kAvx2Linear = {kTokenTile, panels_at_once, run_linear};
+const LinearKernel kAvx2Linear = {kTokenTile, kFewTokens, panels_at_once, run_linear};
 
 }  // namespace llmctl::kernels::cpu

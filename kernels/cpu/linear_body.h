@@ -17,13 +17,16 @@ using F = Simd::F;
 
 /// Registers to the rows of a panel.
 constexpr int kVectors = static_cast<int>(kPanelRows / Simd::kWidth);
+/// Tokens of a tile of a block, and most tokens for which the weights are not widened into L1
+/// first.
 constexpr int kTokenTile = Simd::kWidth == 16 ? 8 : Simd::kWidth == 8 ? 6 : 4;
+constexpr int kFewTokens = Simd::kWidth == 16 ? 16 : kTokenTile;
 /// Panels that share the broadcast of an activation in a block.
 constexpr int kBlockPanels = Simd::kWidth == 16 ? 3 : 1;
 
 /// Panels whose sums are in registers at once, with those of `tokens` tokens.
 constexpr int panels_for(int tokens) {
-  if (Simd::kWidth == 16) return tokens <= 6 ? 4 : 3;
+  if (Simd::kWidth == 16) return tokens <= 6 ? 4 : 24 / tokens;
   if (Simd::kWidth == 8) return tokens == 1 ? 4 : tokens <= 3 ? 6 / tokens : 1;
   return 1;
 }
@@ -69,6 +72,12 @@ struct GroupKind {
   static constexpr bool kIsWhole = kWhole;
 };
 
+/// A number of tokens, as a type.
+template <int kCount>
+struct Count {
+  static constexpr int kValue = kCount;
+};
+
 template <class Load>
 struct Tile {
   const typename Load::Stored* w;  ///< of the first panel, at the first column
@@ -105,7 +114,7 @@ void run_tile(const Tile<Load>& args) {
   for (int p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int t = 0; t < kTokens; ++t) acc[p][v][t] = Simd::zero();
     }
   }
@@ -115,7 +124,7 @@ void run_tile(const Tile<Load>& args) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         const int64_t lanes = lanes_left(args.num_rows, p, v);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
           acc[p][v][t] =
               load_rows(args.y + t * args.y_stride + p * kPanelRows + v * Simd::kWidth, lanes);
@@ -129,7 +138,7 @@ void run_tile(const Tile<Load>& args) {
   const float* x = args.x;
   /// One column of all panels and tokens.
   const auto add_column = [&](const F(&wide)[kPanels][kVectors], const float* column) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t) {
       const F activation = Simd::set1(column[t]);
 #pragma GCC unroll 4
@@ -186,7 +195,7 @@ void run_tile(const Tile<Load>& args) {
       const int64_t row = p * kPanelRows + v * Simd::kWidth;
       const bool biased = args.last && args.bias != nullptr;
       const F bias = biased ? load_rows(args.bias + row, lanes) : Simd::zero();
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int t = 0; t < kTokens; ++t) {
         const F sum = biased ? Simd::add(acc[p][v][t], bias) : acc[p][v][t];
         store_rows(args.y + t * args.y_stride + row, sum, lanes);
@@ -195,28 +204,13 @@ void run_tile(const Tile<Load>& args) {
   }
 }
 
-template <class Load, int kPanels, bool kPrefetch>
-void run_tokens(const Tile<Load>& tile, int64_t num_tokens) {
-  switch (num_tokens) {
-    case 1:
-      return run_tile<Load, kPanels, 1, kPrefetch>(tile);
-    case 2:
-      return run_tile<Load, kPanels, 2, kPrefetch>(tile);
-    case 3:
-      return run_tile<Load, kPanels, 3, kPrefetch>(tile);
-    case 4:
-      return run_tile<Load, kPanels, 4, kPrefetch>(tile);
-    default:
-      break;
+/// Calls run(the number of tokens as a type) for 1 <= num_tokens <= kMost.
+template <int kMost, class Run>
+inline void choose_tokens(int64_t num_tokens, const Run& run) {
+  if constexpr (kMost > 1) {
+    if (num_tokens < kMost) return choose_tokens<kMost - 1>(num_tokens, run);
   }
-  if constexpr (kTokenTile > 4) {
-    if (num_tokens == 5) return run_tile<Load, kPanels, 5, kPrefetch>(tile);
-    if (num_tokens == 6) return run_tile<Load, kPanels, 6, kPrefetch>(tile);
-  }
-  if constexpr (kTokenTile > 6) {
-    if (num_tokens == 7) return run_tile<Load, kPanels, 7, kPrefetch>(tile);
-    return run_tile<Load, kPanels, 8, kPrefetch>(tile);
-  }
+  run(Count<kMost>());
 }
 
 inline int64_t panel_elements(const PanelMatrix& w) {
@@ -224,7 +218,7 @@ inline int64_t panel_elements(const PanelMatrix& w) {
   return (w.columns + group - 1) / group * group * kPanelRows;
 }
 
-/// Up to kTokenTile tokens: the weights once, from memory.
+/// Up to kFewTokens tokens: the weights once, from memory.
 template <class Load, int kTokens>
 void run_few(const LinearPanels& args) {
   constexpr int kPanels = panels_for(kTokens);
@@ -248,30 +242,6 @@ void run_few(const LinearPanels& args) {
     run_tile<Load, kPanels, kTokens, true>(at(panel));
   }
   for (; panel < args.panel_end; ++panel) run_tile<Load, 1, kTokens, true>(at(panel));
-}
-
-template <class Load>
-void run_direct(const LinearPanels& args) {
-  switch (args.num_tokens) {
-    case 1:
-      return run_few<Load, 1>(args);
-    case 2:
-      return run_few<Load, 2>(args);
-    case 3:
-      return run_few<Load, 3>(args);
-    case 4:
-      return run_few<Load, 4>(args);
-    default:
-      break;
-  }
-  if constexpr (kTokenTile > 4) {
-    if (args.num_tokens == 5) return run_few<Load, 5>(args);
-    if (args.num_tokens == 6) return run_few<Load, 6>(args);
-  }
-  if constexpr (kTokenTile > 6) {
-    if (args.num_tokens == 7) return run_few<Load, 7>(args);
-    return run_few<Load, 8>(args);
-  }
 }
 
 /// `columns` columns of a panel as F32. Asks for the same of the next block: it is needed when all
@@ -322,7 +292,7 @@ void run_blocked(const LinearPanels& args) {
                                 (panel + p) * stride + column * kPanelRows,
                             tile.columns);
         }
-        const auto sweep = [&](int64_t first_panel, const auto& run) {
+        const auto sweep = [&](int64_t first_panel, auto panels) {
           const int64_t row = (panel + first_panel) * kPanelRows;
           tile.w = wide + first_panel * kWideStride;
           tile.num_rows = args.w.rows - row;
@@ -331,13 +301,15 @@ void run_blocked(const LinearPanels& args) {
             const int64_t token = tiles.first(i);
             tile.x = x + token * tile.columns;
             tile.y = args.y + token * args.y_stride + row;
-            run(tile, tiles.first(i + 1) - token);
+            choose_tokens<kTokenTile>(tiles.first(i + 1) - token, [&](auto tokens) {
+              run_tile<LoadF32, decltype(panels)::kValue, decltype(tokens)::kValue, false>(tile);
+            });
           }
         };
         if (count == kBlockPanels) {
-          sweep(0, run_tokens<LoadF32, kBlockPanels, false>);
+          sweep(0, Count<kBlockPanels>());
         } else {
-          for (int64_t p = 0; p < count; ++p) sweep(p, run_tokens<LoadF32, 1, false>);
+          for (int64_t p = 0; p < count; ++p) sweep(p, Count<1>());
         }
       }
     }
@@ -346,7 +318,9 @@ void run_blocked(const LinearPanels& args) {
 
 template <class Load>
 void run_panels(const LinearPanels& args) {
-  args.num_tokens <= kTokenTile ? run_direct<Load>(args) : run_blocked<Load>(args);
+  if (args.num_tokens > kFewTokens) return run_blocked<Load>(args);
+  choose_tokens<kFewTokens>(args.num_tokens,
+                            [&](auto tokens) { run_few<Load, decltype(tokens)::kValue>(args); });
 }
 
 void run_linear(const LinearPanels& args) {
@@ -356,7 +330,7 @@ void run_linear(const LinearPanels& args) {
 }
 
 int64_t panels_at_once(int64_t num_tokens) {
-  return num_tokens <= kTokenTile ? panels_for(static_cast<int>(num_tokens)) : kBlockPanels;
+  return num_tokens <= kFewTokens ? panels_for(static_cast<int>(num_tokens)) : kBlockPanels;
 }
 
 }  // namespace

@@ -34,7 +34,8 @@ struct LinearPanels {
 };
 
 struct LinearKernel {
-  int64_t token_tile;  ///< tokens whose sums are in registers at once
+  int64_t token_tile;  ///< tokens of a tile; one tile takes all where they are few
+  int64_t few_tokens;
   /// Panels read side by side; a range of panels that is a multiple of it wastes nothing.
   int64_t (*panels_at_once)(int64_t num_tokens);
   void (*run)(const LinearPanels& args);

@@ -1,5 +1,6 @@
 // Times the CPU kernels beside the machine's own limits: bytes copied and cast, and the matrix
 // product with cold weights. Usage: llmctl_bench_kernels [copy] [linear] [attention] [--isa NAME]
+// [--threads N]
 // With --cpu-time the clock is the process's CPU time over the threads used, for a machine that
 // others share: it leaves out waiting for a core, not the others' use of caches and memory.
 #include <algorithm>
@@ -120,56 +121,100 @@ void bench_copy(Isa isa) {
   bench_box(isa, "transpose and interleave pairs", DType::F16, DType::F16, rotary_t, from, to);
 }
 
-/// Plain reading of the weights by the same threads: what decode cannot beat.
-double read_gbps(const Buffer& weights, size_t bytes, ThreadPool& pool) {
-  constexpr size_t kChunk = 1 << 20;
-  std::vector<uint64_t> sums(bytes / kChunk);
-  const double seconds = median_seconds(5, pool.num_threads(), [&] {
-    pool.parallel_for(static_cast<int64_t>(bytes / kChunk), [&](int64_t i) {
-      const char* at = weights.data() + static_cast<size_t>(i) * kChunk;
-      uint64_t sum[8] = {};
-      for (size_t j = 0; j < kChunk; j += 64) {
-        uint64_t line[8];
-        std::memcpy(line, at + j, 64);
-        for (int lane = 0; lane < 8; ++lane) sum[lane] += line[lane];
+/// Plain reading by the same threads, half each, as fast as they can: what decode cannot beat.
+void read_all(const char* from, size_t bytes, ThreadPool& pool, std::vector<uint64_t>& sums) {
+  const auto parts = static_cast<size_t>(pool.num_threads());
+  const size_t part = bytes / parts / 64 * 64;
+  const auto body = [&](int64_t i) {
+    const char* at = from + static_cast<size_t>(i) * part;
+    using Lane = uint64_t __attribute__((vector_size(64)));
+    Lane sum[8] = {};
+    for (size_t j = 0; j + 512 <= part; j += 512) {
+      for (size_t k = 0; k < 8; ++k) {
+        Lane line;
+        std::memcpy(&line, at + j + 64 * k, 64);
+        sum[k] ^= line;
       }
-      for (const uint64_t lane : sum) sums[static_cast<size_t>(i)] += lane;
-    });
-  });
-  return static_cast<double>(bytes) / seconds * 1e-9;
+    }
+    uint64_t folded = 0;
+    for (const Lane& lane : sum) folded ^= lane[0] ^ lane[7];
+    sums[static_cast<size_t>(i)] += folded;
+  };
+  pool.parallel_for(static_cast<int64_t>(parts), std::ref(body));
 }
 
-void bench_linear(Isa isa) {
-  constexpr size_t kBytes = size_t{512} << 20;
+/// The best and the median of times.
+struct Times {
+  std::vector<double> seconds;
+
+  void add(double s) { seconds.push_back(s); }
+  double best() { return *std::min_element(seconds.begin(), seconds.end()); }
+  double median() {
+    std::sort(seconds.begin(), seconds.end());
+    return seconds[seconds.size() / 2];
+  }
+};
+
+template <typename Body>
+double seconds_of(const Body& body, const ThreadPool& pool) {
+  const double start = now_seconds();
+  body();
+  return (now_seconds() - start) / (use_cpu_time ? pool.num_threads() : 1);
+}
+
+void bench_linear(Isa isa, int threads) {
+  constexpr size_t kBytes = size_t{1} << 30;
   Buffer weights(kBytes);
-  ThreadPool pool(available_cores());
-  std::printf("linear, %d threads, %s, cold weights; plain reading %.1f GB/s\n", pool.num_threads(),
-              std::string(kernels::isa_name(isa)).c_str(), read_gbps(weights, kBytes, pool));
+  ThreadPool pool(threads);
+  std::vector<uint64_t> sums(64);
+  std::printf(
+      "linear, %d threads, %s, cold weights; per cent of reading the same bytes, in turn with it, "
+      "best (median)\n",
+      pool.num_threads(), std::string(kernels::isa_name(isa)).c_str());
   struct Shape {
     int64_t n, k;
   };
-  for (const Shape& shape : {Shape{2048, 2048}, Shape{5632, 2048}, Shape{4096, 11008}}) {
+  for (const Shape& shape : {Shape{2048, 2048}, Shape{11264, 2048}, Shape{2048, 5632}}) {
     const Buffer x(static_cast<size_t>(512 * shape.k * 4));
-    std::vector<float> scratch(static_cast<size_t>(512 * shape.k));
     Buffer y(static_cast<size_t>(512 * shape.n * 4));
+    std::vector<float> scratch(static_cast<size_t>(512 * shape.k));
     for (const DType dtype : {DType::F32, DType::F16, DType::BF16}) {
       const size_t matrix_bytes = static_cast<size_t>(shape.n * shape.k) * dtype_bytes(dtype);
       const size_t num_matrices = kBytes / matrix_bytes;
-      for (const int64_t tokens : {1, 2, 4, 8, 16, 64, 512}) {
-        const size_t used = tokens <= 16 ? num_matrices : 1;
-        const double seconds = median_seconds(3, pool.num_threads(), [&] {
-          for (size_t i = 0; i < used; ++i) {
-            const kernels::PanelMatrix w{weights.data() + i * matrix_bytes, dtype, shape.n,
-                                         shape.k};
-            kernels::cpu::linear(isa, reinterpret_cast<float*>(y.data()), x.floats(), w, nullptr,
-                                 tokens, shape.n, scratch.data(), pool);
+      size_t next = 0;
+      double one_token = 0;
+      for (const int64_t tokens : {1, 2, 4, 8, 16, 128, 512}) {
+        const bool is_cold = tokens <= 16;
+        Times reading, product;
+        for (size_t i = 0; i < (is_cold ? 40U : 3U); ++i) {
+          if (is_cold) {
+            next = (next + 1) % num_matrices;
+            reading.add(seconds_of(
+                [&] { read_all(weights.data() + next * matrix_bytes, matrix_bytes, pool, sums); },
+                pool));
           }
-        });
-        std::printf("  %5ld x %-5ld %-4s %3ld tokens %7.1f GB/s of weights %8.1f GFLOP/s\n",
-                    shape.n, shape.k, std::string(dtype_name(dtype)).c_str(), tokens,
-                    static_cast<double>(matrix_bytes * used) / seconds * 1e-9,
-                    2e-9 * static_cast<double>(shape.n * shape.k * tokens) *
-                        static_cast<double>(used) / seconds);
+          next = (next + 1) % num_matrices;
+          const kernels::PanelMatrix w{weights.data() + next * matrix_bytes, dtype, shape.n,
+                                       shape.k};
+          product.add(seconds_of(
+              [&] {
+                kernels::cpu::linear(isa, reinterpret_cast<float*>(y.data()), x.floats(), w,
+                                     nullptr, tokens, shape.n, scratch.data(), pool);
+              },
+              pool));
+        }
+        const auto bytes = static_cast<double>(matrix_bytes);
+        std::printf("  %5ld x %-5ld %-4s %3ld tokens ", shape.n, shape.k,
+                    std::string(dtype_name(dtype)).c_str(), tokens);
+        if (tokens == 1) one_token = product.best();
+        if (is_cold) {
+          std::printf("%5.1f GB/s %4.0f%% (%3.0f%%) of %5.1f GB/s, %4.1f x one token, ",
+                      bytes / product.best() * 1e-9, 100 * reading.best() / product.best(),
+                      100 * reading.median() / product.median(), bytes / reading.best() * 1e-9,
+                      static_cast<double>(tokens) * one_token / product.best());
+        }
+        std::printf("%7.1f GFLOP/s\n",
+                    2e-9 * static_cast<double>(shape.n * shape.k * tokens) / product.best());
       }
     }
   }
@@ -236,12 +281,19 @@ int main(int argc, char** argv) {
     wanted.erase(wanted.begin() + static_cast<std::ptrdiff_t>(i),
                  wanted.begin() + static_cast<std::ptrdiff_t>(i) + 2);
   }
+  int threads = available_cores();
+  for (size_t i = 0; i + 1 < wanted.size(); ++i) {
+    if (wanted[i] != "--threads") continue;
+    threads = std::atoi(wanted[i + 1].c_str());
+    wanted.erase(wanted.begin() + static_cast<std::ptrdiff_t>(i),
+                 wanted.begin() + static_cast<std::ptrdiff_t>(i) + 2);
+  }
   use_cpu_time = std::erase(wanted, "--cpu-time") > 0;
   const auto asked = [&](const char* name) {
     return wanted.empty() || std::count(wanted.begin(), wanted.end(), name) > 0;
   };
   if (asked("copy")) bench_copy(isa);
-  if (asked("linear")) bench_linear(isa);
+  if (asked("linear")) bench_linear(isa, threads);
   if (asked("attention")) bench_attention(isa);
   return 0;
 }
