@@ -60,6 +60,7 @@ ExitCode run_run(const RunOptions& options) {
   engine_options.pp = static_cast<int>(options.pp);
   engine_options.threads = static_cast<int>(options.threads);
   if (!options.dtype.empty()) engine_options.dtype = find_dtype(options.dtype);
+  if (!options.kv_dtype.empty()) engine_options.kv_dtype = find_dtype(options.kv_dtype).value();
 
   const auto start = Clock::now();
   reshard::OpenOptions open_options;
@@ -130,6 +131,8 @@ Run add_run(CLI::App& verb) {
               "Split the layers into P stages [1]");
   add_choice(verb, "--dtype", options->dtype, kDTypes,
              "Hold the matrices in this dtype [as stored]");
+  add_choice(verb, "--kv-dtype", options->kv_dtype, kDTypes,
+             "Hold keys and values in this dtype [fp32]");
   add_choice(verb, "--rope-precision", options->rope_precision, kRopePrecisions,
              "Round rotary angles as Megatron does in BF16, or not [as the model was trained]");
   add_integer(verb, "--threads", options->threads, 0, 4096, "N",

@@ -17,7 +17,7 @@ struct RunOptions {
   int64_t max_new_tokens = -1;  ///< -1: a default, or what fits
   double temperature = 0, top_p = 1;
   int64_t top_k = 0, seed = 0;
-  std::string dtype, rope_precision;
+  std::string dtype, kv_dtype, rope_precision;
   bool ignore_eos = false, json = false;
   std::string logits_file;
 };

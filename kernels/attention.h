@@ -3,18 +3,21 @@
 
 #include <cstdint>
 
+#include "formats/core/dtype.h"
 #include "formats/core/thread_pool.h"
 
 namespace llmctl::kernels {
 
-/// One layer's paged KV cache: pages of [K|V][num_kv_heads][page_size][head_dim], F32.
+/// One layer's paged KV cache: pages of [K|V][num_kv_heads][page_size][head_dim].
 struct PagedKv {
-  float* pool = nullptr;    ///< first page of this layer
-  int64_t page_stride = 0;  ///< elements from one page to the next
+  void* pool = nullptr;      ///< first page of this layer
+  DType dtype = DType::F32;  ///< F32, F16 or BF16
+  int64_t page_stride = 0;   ///< elements from one page to the next
   int64_t num_kv_heads = 0, head_dim = 0, page_size = 0;
 };
 
-/// Writes k and v of each token to its page. block_tables[t] is the block table of token t's
+/// Writes k and v of each token to its page, rounded to the cache's dtype (to nearest; what is too
+/// large for F16 becomes its largest value). block_tables[t] is the block table of token t's
 /// sequence: page of position p is block_tables[t][p / page_size].
 void kv_append(const PagedKv& kv,
                const float* k,  // num_tokens rows of num_kv_heads * head_dim, `kv_stride` apart

@@ -71,13 +71,13 @@ std::vector<float> alibi_slopes(int64_t num_heads) {
 }
 
 Decoder::Decoder(const ModelConfig& config, const RankPlace& place, reshard::RankWeights weights,
-                 ThreadPool& pool, int64_t max_tokens, int64_t page_size)
+                 ThreadPool& pool, int64_t max_tokens, int64_t page_size, DType kv_dtype)
     : config_(config),
       place_(place),
       weights_(std::move(weights)),
       pool_(pool),
       cache_(place.end_layer - place.first_layer, local_num_key_value_heads(config, place.tp),
-             config.head_dim, page_size, state_width(config)),
+             config.head_dim, page_size, state_width(config), kv_dtype),
       local_heads_(config.num_attention_heads / place.tp),
       local_kv_heads_(local_num_key_value_heads(config, place.tp)),
       local_ffn_(config.intermediate_size / place.tp),

@@ -44,7 +44,7 @@ class Decoder {
   /// Takes the weights that `weight_layout` describes. `pool` must outlive the decoder. Throws
   /// kInternal when a weight is missing or of another shape than the config says.
   Decoder(const ModelConfig& config, const RankPlace& place, reshard::RankWeights weights,
-          ThreadPool& pool, int64_t max_tokens, int64_t page_size);
+          ThreadPool& pool, int64_t max_tokens, int64_t page_size, DType kv_dtype = DType::F32);
   ~Decoder();
 
   const RankPlace& place() const { return place_; }

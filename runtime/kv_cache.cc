@@ -11,25 +11,34 @@
 namespace llmctl::runtime {
 namespace {
 constexpr size_t kAlignment = 64;  // a cache line, and the widest vector register
+
+bool is_cache_dtype(DType dtype) {
+  return dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16;
 }
 
-void KvCache::Free::operator()(float* p) const { std::free(p); }
+}  // namespace
+
+void KvCache::Free::operator()(std::byte* p) const { std::free(p); }
 
 KvCache::KvCache(int64_t num_layers, int64_t num_kv_heads, int64_t head_dim, int64_t page_size,
-                 int64_t state_width)
+                 int64_t state_width, DType dtype)
     : num_layers_(num_layers),
       num_kv_heads_(num_kv_heads),
       head_dim_(head_dim),
       page_size_(page_size),
+      dtype_(dtype),
       pages_(page_size) {
-  const auto elements = checked_num_elements({2, num_kv_heads, page_size, head_dim});
+  const auto bytes = checked_num_elements(
+      {2, num_kv_heads, page_size, head_dim, static_cast<int64_t>(dtype_bytes(dtype))});
+  const auto state_bytes = checked_num_elements({state_width, int64_t{sizeof(float)}});
   int64_t whole = 0;
-  if (num_layers < 0 || num_kv_heads < 1 || head_dim < 1 || page_size < 1 || state_width < 0 ||
-      !elements || __builtin_add_overflow(*elements, state_width, &whole)) {
+  if (num_layers < 0 || num_kv_heads < 1 || head_dim < 1 || page_size < 1 || !bytes ||
+      !state_bytes || __builtin_add_overflow(*bytes, *state_bytes, &whole) ||
+      !is_cache_dtype(dtype)) {
     throw Error(ErrorCode::kInternal, "a KV cache of impossible sizes");
   }
-  state_offset_ = *elements;
-  page_elements_ = whole;
+  state_offset_ = *bytes;
+  layer_page_bytes_ = whole;
 }
 
 void KvCache::reset(int64_t num_pages) {
@@ -40,8 +49,7 @@ void KvCache::reset(int64_t num_pages) {
   if (num_pages > capacity_pages_) {
     pool_.reset();
     capacity_pages_ = 0;
-    const auto elements = checked_num_elements({num_layers_, num_pages, page_elements_});
-    const auto bytes = elements ? checked_num_bytes(DType::F32, {*elements}) : std::nullopt;
+    const auto bytes = checked_num_bytes(DType::U8, {num_layers_, num_pages, layer_page_bytes_});
     // aligned_alloc wants a multiple of the alignment.
     const auto rounded = bytes ? checked_add(*bytes, 2 * kAlignment - 1) : std::nullopt;
     void* memory =
@@ -52,28 +60,30 @@ void KvCache::reset(int64_t num_pages) {
                       (bytes ? std::to_string(*bytes >> 20) + " MiB" : "more than 2^63 bytes"),
                   "", "ask for fewer or shorter sequences");
     }
-    pool_.reset(static_cast<float*>(memory));
+    pool_.reset(static_cast<std::byte*>(memory));
     capacity_pages_ = num_pages;
   }
   pages_.reset(capacity_pages_);
 }
 
 uint64_t KvCache::page_bytes() const {
-  return static_cast<uint64_t>(num_layers_) * static_cast<uint64_t>(page_elements_) * sizeof(float);
+  return static_cast<uint64_t>(num_layers_) * static_cast<uint64_t>(layer_page_bytes_);
 }
 
 void KvCache::copy_page(int32_t to, int32_t from) {
   for (int64_t layer = 0; layer < num_layers_; ++layer) {
-    float* first = pool_.get() + layer * capacity_pages_ * page_elements_;
-    std::memcpy(first + to * page_elements_, first + from * page_elements_,
-                static_cast<size_t>(page_elements_) * sizeof(float));
+    std::byte* first = pool_.get() + layer * capacity_pages_ * layer_page_bytes_;
+    std::memcpy(first + to * layer_page_bytes_, first + from * layer_page_bytes_,
+                static_cast<size_t>(layer_page_bytes_));
   }
 }
 
 kernels::PagedKv KvCache::layer(int64_t layer) const {
   kernels::PagedKv kv;
-  kv.pool = pool_.get() + layer * capacity_pages_ * page_elements_;
-  kv.page_stride = page_elements_;
+  kv.pool = pool_.get() + layer * capacity_pages_ * layer_page_bytes_;
+  kv.dtype = dtype_;
+  // Whole: 2 elements and more of every page are keys and values, and floats are two halves.
+  kv.page_stride = layer_page_bytes_ / static_cast<int64_t>(dtype_bytes(dtype_));
   kv.num_kv_heads = num_kv_heads_;
   kv.head_dim = head_dim_;
   kv.page_size = page_size_;
@@ -81,7 +91,8 @@ kernels::PagedKv KvCache::layer(int64_t layer) const {
 }
 
 float* KvCache::state(int64_t layer, int32_t page) const {
-  return pool_.get() + (layer * capacity_pages_ + page) * page_elements_ + state_offset_;
+  std::byte* at = pool_.get() + (layer * capacity_pages_ + page) * layer_page_bytes_;
+  return reinterpret_cast<float*>(at + state_offset_);
 }
 
 }  // namespace llmctl::runtime

@@ -1,6 +1,7 @@
 // The keys and values that one rank keeps of its layers, in pages that sequences own by number.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -11,16 +12,17 @@
 
 namespace llmctl::runtime {
 
-/// Pages of [K|V][num_kv_heads][page_size][head_dim] F32 for each of `num_layers` layers; page
-/// number p means the same tokens on every layer and, as all ranks take pages in the same order,
-/// on every rank. Behind them a page has room for what a recurrent layer carries from the last
-/// token in it to the next: whoever owns or shares the page has the state that belongs to its end.
-/// Owns its memory. Not thread-safe.
+/// Pages of [K|V][num_kv_heads][page_size][head_dim] in one dtype for each of `num_layers` layers;
+/// page number p means the same tokens on every layer and, as all ranks take pages in the same
+/// order, on every rank. Behind them a page has room for what a recurrent layer carries from the
+/// last token in it to the next: whoever owns or shares the page has the state that belongs to its
+/// end. Owns its memory. Not thread-safe.
 class KvCache {
  public:
-  /// Requires: all sizes at least 1 (`num_layers` and `state_width` may be 0).
+  /// Requires: all sizes at least 1 (`num_layers` and `state_width` may be 0); a dtype of F32, F16
+  /// or BF16. What a recurrent layer carries is F32 all the same.
   KvCache(int64_t num_layers, int64_t num_kv_heads, int64_t head_dim, int64_t page_size,
-          int64_t state_width = 0);
+          int64_t state_width = 0, DType dtype = DType::F32);
 
   /// Makes room for `num_pages`, all free; what was kept before is gone. Memory is touched only
   /// when a page is first written. Throws kEnvironment naming the size when it cannot be had.
@@ -47,13 +49,14 @@ class KvCache {
 
  private:
   struct Free {
-    void operator()(float* p) const;
+    void operator()(std::byte* p) const;
   };
 
   int64_t num_layers_, num_kv_heads_, head_dim_, page_size_;
   int64_t capacity_pages_ = 0;
-  int64_t page_elements_ = 0, state_offset_ = 0;
-  std::unique_ptr<float[], Free> pool_;
+  DType dtype_;
+  int64_t layer_page_bytes_ = 0, state_offset_ = 0;  // of one page on one layer, in bytes
+  std::unique_ptr<std::byte[], Free> pool_;
   PagePool pages_;
 };
 

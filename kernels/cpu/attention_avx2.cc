@@ -5,6 +5,6 @@
 
 namespace llmctl::kernels::cpu {
 
-void avx2_attention_row(const AttentionRow& row) { attention_row(row); }
+const AttentionKernel kAvx2Attention = {run_attention, merge_partials};
 
 }  // namespace llmctl::kernels::cpu

@@ -5,6 +5,6 @@
 
 namespace llmctl::kernels::cpu {
 
-void avx512_attention_row(const AttentionRow& row) { attention_row(row); }
+const AttentionKernel kAvx512Attention = {run_attention, merge_partials};
 
 }  // namespace llmctl::kernels::cpu

@@ -1,92 +1,149 @@
-// Attention of one query over its cache, written once over `Simd` (include simd_*.h first).
-// Two passes: scores and their maximum, then weights, their sum and the weighted values, all over
-// positions in ascending order, so that a result depends on the query and its cache alone.
+// Attention of a few queries over a chunk of their cache, written once over `Simd` (include
+// simd_*.h first). Scores and their maximum, then weights, their sum and the weighted values, all
+// over positions in ascending order. Queries side by side share the reading of keys and values and
+// nothing else, so that a result depends on the query and its cache alone.
 #pragma once
 
-#include "kernels/cpu/attention_rows.h"
+#include "kernels/cpu/attention_block.h"
 #include "kernels/cpu/math_body.h"
 
 namespace llmctl::kernels::cpu {
 namespace {
 
 constexpr int64_t kStep = Simd::kWidth;
+/// Queries whose sums are in registers at once: four keys to a query, or four vectors of a value.
+constexpr int kRowTile = Simd::kWidth == 16 ? 4 : Simd::kWidth == 8 ? 2 : 1;
 
-/// dots[i] = q . keys[i] for kKeys (4 or 1) consecutive keys; each dot product has one accumulator.
-template <int kKeys>
-inline void dot(float* dots, const float* q, const float* keys, int64_t head_dim) {
-  Simd::F acc[kKeys];
-#pragma GCC unroll 4
-  for (int key = 0; key < kKeys; ++key) acc[key] = Simd::zero();
-  int64_t d = 0;
-  for (; d + kStep <= head_dim; d += kStep) {
-    const Simd::F part = Simd::load(q + d);
-#pragma GCC unroll 4
-    for (int key = 0; key < kKeys; ++key) {
-      acc[key] = Simd::fma(part, Simd::load(keys + key * head_dim + d), acc[key]);
-    }
-  }
-  if (d < head_dim) {
-    const int64_t n = head_dim - d;
-    const Simd::F part = Simd::load_n(q + d, n);
-#pragma GCC unroll 4
-    for (int key = 0; key < kKeys; ++key) {
-      acc[key] = Simd::fma(part, Simd::load_n(keys + key * head_dim + d, n), acc[key]);
-    }
-  }
-  if constexpr (kKeys == 4) {
-    Simd::sum4(dots, acc[0], acc[1], acc[2], acc[3]);
-  } else {
-    *dots = Simd::sum(acc[0]);
-  }
+struct CacheF32 {
+  using Stored = float;
+  static Simd::F load(const float* p) { return Simd::load(p); }
+  static Simd::F load_n(const float* p, int64_t n) { return Simd::load_n(p, n); }
+};
+struct CacheF16 {
+  using Stored = uint16_t;
+  static Simd::F load(const uint16_t* p) { return Simd::load_f16(p); }
+  static Simd::F load_n(const uint16_t* p, int64_t n) { return Simd::load_f16_n(p, n); }
+};
+struct CacheBF16 {
+  using Stored = uint16_t;
+  static Simd::F load(const uint16_t* p) { return Simd::load_bf16(p); }
+  static Simd::F load_n(const uint16_t* p, int64_t n) { return Simd::load_bf16_n(p, n); }
+};
+
+struct Range {
+  int64_t begin, end;
+};
+inline Range meet(Range a, Range b) {
+  return {a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
 }
 
-/// Calls body(entries, next, first, count) for every stretch of [begin, end) that lies in one page;
-/// `next` are the entries of the next page where those are worth a prefetch, else null.
-template <class Body>
-inline void for_each_stretch(const AttentionRow& row, const float* base, const Body& body) {
-  for (int64_t p = row.begin; p < row.end;) {
-    const int64_t page = p / row.page_size;
-    const int64_t in_page = p % row.page_size;
-    int64_t count = row.page_size - in_page;
-    const float* next = nullptr;
-    if (count >= row.end - p) {
-      count = row.end - p;
-    } else if (row.cold) {
-      next = base + row.block_table[page + 1] * row.page_stride;
+/// Calls body(entries, first, count) for every stretch of positions that lies in one page, and
+/// asks for the same place of the page after it.
+template <class Stored, class Body>
+inline void for_each_stretch(const AttentionBlock& block, const void* base, Range range,
+                             const Body& body) {
+  for (int64_t p = range.begin; p < range.end;) {
+    const int64_t page = p / block.page_size;
+    const int64_t in_page = p % block.page_size;
+    int64_t count = block.page_size - in_page;
+    const auto* at = static_cast<const Stored*>(base) + block.block_table[page] * block.page_stride;
+    if (count >= range.end - p) {
+      count = range.end - p;
+    } else {
+      const auto* next = reinterpret_cast<const char*>(
+          static_cast<const Stored*>(base) + block.block_table[page + 1] * block.page_stride);
+      const int64_t bytes = block.page_size * block.head_dim * static_cast<int64_t>(sizeof(Stored));
+      for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
     }
-    body(base + row.block_table[page] * row.page_stride + in_page * row.head_dim, next, p, count);
+    body(at + in_page * block.head_dim, p, count);
     p += count;
   }
 }
 
-inline void prefetch(const float* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(from + i, 0, 2);
+/// dots[row * kChunk + key] = q of the row . keys[key] for kKeys (4 or 1) consecutive keys; each
+/// dot product has one accumulator.
+template <class Cache, int kRows, int kKeys>
+inline void dot(float* dots, const AttentionBlock::Row* rows, const typename Cache::Stored* keys,
+                int64_t head_dim) {
+  Simd::F acc[kRows][kKeys];
+#pragma GCC unroll 4
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (int key = 0; key < kKeys; ++key) acc[row][key] = Simd::zero();
+  }
+  const auto add = [&](const Simd::F(&part)[kKeys], const auto& load_q) {
+#pragma GCC unroll 4
+    for (int row = 0; row < kRows; ++row) {
+      const Simd::F q = load_q(rows[row].q);
+#pragma GCC unroll 4
+      for (int key = 0; key < kKeys; ++key) acc[row][key] = Simd::fma(q, part[key], acc[row][key]);
+    }
+  };
+  Simd::F part[kKeys];
+  int64_t d = 0;
+  for (; d + kStep <= head_dim; d += kStep) {
+#pragma GCC unroll 4
+    for (int key = 0; key < kKeys; ++key) part[key] = Cache::load(keys + key * head_dim + d);
+    add(part, [d](const float* q) { return Simd::load(q + d); });
+  }
+  if (d < head_dim) {
+    const int64_t n = head_dim - d;
+#pragma GCC unroll 4
+    for (int key = 0; key < kKeys; ++key) part[key] = Cache::load_n(keys + key * head_dim + d, n);
+    add(part, [d, n](const float* q) { return Simd::load_n(q + d, n); });
+  }
+#pragma GCC unroll 4
+  for (int row = 0; row < kRows; ++row) {
+    if constexpr (kKeys == 4) {
+      Simd::sum4(dots + row * kChunk, acc[row][0], acc[row][1], acc[row][2], acc[row][3]);
+    } else {
+      dots[row * kChunk] = Simd::sum(acc[row][0]);
+    }
+  }
 }
 
-/// scores[i] = scale * scores[i] + slope * (distance from the query); returns the largest.
-inline float scale_scores(const AttentionRow& row, int64_t count) {
+/// Dots of positions `range` for kRows rows; `scores` is that of the chunk's first position.
+template <class Cache, int kRows>
+void score(const AttentionBlock& block, const AttentionBlock::Row* rows, Range range,
+           int64_t chunk_begin, float* scores) {
+  using Stored = typename Cache::Stored;
+  for_each_stretch<Stored>(
+      block, block.keys, range, [&](const Stored* keys, int64_t first, int64_t count) {
+        float* dots = scores + (first - chunk_begin);
+        int64_t i = 0;
+        for (; i + 4 <= count; i += 4) {
+          dot<Cache, kRows, 4>(dots + i, rows, keys + i * block.head_dim, block.head_dim);
+        }
+        for (; i < count; ++i) {
+          dot<Cache, kRows, 1>(dots + i, rows, keys + i * block.head_dim, block.head_dim);
+        }
+      });
+}
+
+/// scores[i] = scale * scores[i] + slope * (distance + i); returns the largest.
+inline float scale_scores(float* scores, int64_t count, float scale_by, float slope_by,
+                          int64_t distance) {
   float lanes[kStep];
   for (int64_t i = 0; i < kStep; ++i) lanes[i] = static_cast<float>(i);
   const Simd::F steps = Simd::load(lanes);
-  const Simd::F scale = Simd::set1(row.scale);
-  const Simd::F slope = Simd::set1(row.slope);
+  const Simd::F scale = Simd::set1(scale_by);
+  const Simd::F slope = Simd::set1(slope_by);
   Simd::F most = Simd::set1(-__builtin_inff());
   int64_t i = 0;
   for (; i + kStep <= count; i += kStep) {
-    const Simd::F distance = Simd::add(Simd::set1(static_cast<float>(i + 1 - count)), steps);
-    const Simd::F score =
-        Simd::add(Simd::mul(Simd::load(row.scores + i), scale), Simd::mul(slope, distance));
-    Simd::store(row.scores + i, score);
-    most = Simd::max(score, most);
+    const Simd::F far = Simd::add(Simd::set1(static_cast<float>(distance + i)), steps);
+    const Simd::F value =
+        Simd::add(Simd::mul(Simd::load(scores + i), scale), Simd::mul(slope, far));
+    Simd::store(scores + i, value);
+    most = Simd::max(value, most);
   }
   Simd::store(lanes, most);
   float largest = lanes[0];
   for (const float lane : lanes) largest = lane > largest ? lane : largest;
   for (; i < count; ++i) {
-    const float distance = static_cast<float>(i + 1 - count);
-    const float score = row.scores[i] * row.scale + row.slope * distance;
-    row.scores[i] = score;
-    largest = score > largest ? score : largest;
+    const float value = scores[i] * scale_by + slope_by * static_cast<float>(distance + i);
+    scores[i] = value;
+    largest = value > largest ? value : largest;
   }
   return largest;
 }
@@ -110,65 +167,162 @@ inline float exponentiate(float* scores, int64_t count, float largest) {
   return sum;
 }
 
-/// y[d .. d + kVectors * kStep) = sum over positions of weight * value, times `norm`.
-template <int kVectors>
-inline void weigh_values(const AttentionRow& row, int64_t d, float norm) {
-  Simd::F acc[kVectors];
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) acc[v] = Simd::zero();
-  for_each_stretch(
-      row, row.values, [&](const float* values, const float* next, int64_t first, int64_t count) {
-        const float* weights = row.scores + (first - row.begin);
+/// partial[d .. d + kVectors * kStep) += sum over `range` of weight * value, for kRows rows.
+template <class Cache, int kRows, int kVectors>
+void weigh(const AttentionBlock& block, const AttentionBlock::Row* rows, int64_t d, Range range,
+           int64_t chunk_begin, const float* scores) {
+  using Stored = typename Cache::Stored;
+  // The last vector may be cut short: what is loaded and stored of it, else 0.
+  const int64_t left = block.head_dim - d - (kVectors - 1) * kStep;
+  const bool cut = left < kStep;
+  Simd::F acc[kRows][kVectors];
+#pragma GCC unroll 4
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      acc[row][v] = Simd::load(rows[row].partial + kPartialHead + d + v * kStep);
+    }
+  }
+  for_each_stretch<Stored>(
+      block, block.values, range, [&](const Stored* values, int64_t first, int64_t count) {
+        const float* weights = scores + (first - chunk_begin);
         for (int64_t i = 0; i < count; ++i) {
-          if (next != nullptr) prefetch(next + i * row.head_dim + d, kVectors * kStep);
-          const Simd::F weight = Simd::set1(weights[i]);
-#pragma GCC unroll 8
-          for (int v = 0; v < kVectors; ++v) {
-            acc[v] =
-                Simd::fma(weight, Simd::load(values + i * row.head_dim + d + v * kStep), acc[v]);
+          const Stored* value = values + i * block.head_dim + d;
+          Simd::F wide[kVectors];
+#pragma GCC unroll 4
+          for (int v = 0; v + 1 < kVectors; ++v) wide[v] = Cache::load(value + v * kStep);
+          const Stored* last = value + (kVectors - 1) * kStep;
+          wide[kVectors - 1] = cut ? Cache::load_n(last, left) : Cache::load(last);
+#pragma GCC unroll 4
+          for (int row = 0; row < kRows; ++row) {
+            const Simd::F weight = Simd::set1(weights[row * kChunk + i]);
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) {
+              acc[row][v] = Simd::fma(weight, wide[v], acc[row][v]);
+            }
           }
         }
       });
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) {
-    Simd::store(row.y + d + v * kStep, Simd::mul(acc[v], Simd::set1(norm)));
+#pragma GCC unroll 4
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      Simd::store(rows[row].partial + kPartialHead + d + v * kStep, acc[row][v]);
+    }
   }
 }
 
-inline void weigh_tail(const AttentionRow& row, int64_t d, float norm) {
-  const int64_t n = row.head_dim - d;
-  Simd::F acc = Simd::zero();
-  for_each_stretch(row, row.values,
-                   [&](const float* values, const float* /*next*/, int64_t first, int64_t count) {
-                     const float* weights = row.scores + (first - row.begin);
-                     for (int64_t i = 0; i < count; ++i) {
-                       acc = Simd::fma(Simd::set1(weights[i]),
-                                       Simd::load_n(values + i * row.head_dim + d, n), acc);
-                     }
-                   });
-  Simd::store_n(row.y + d, Simd::mul(acc, Simd::set1(norm)), n);
+template <class Cache, int kRows>
+void weigh_all(const AttentionBlock& block, const AttentionBlock::Row* rows, Range range,
+               int64_t chunk_begin, const float* scores) {
+  int64_t d = 0;
+  for (; d + 4 * kStep <= block.head_dim; d += 4 * kStep) {
+    weigh<Cache, kRows, 4>(block, rows, d, range, chunk_begin, scores);
+  }
+  for (; d < block.head_dim; d += kStep) {
+    weigh<Cache, kRows, 1>(block, rows, d, range, chunk_begin, scores);
+  }
 }
 
-void attention_row(const AttentionRow& row) {
-  for_each_stretch(row, row.keys,
-                   [&](const float* keys, const float* next, int64_t first, int64_t count) {
-                     float* dots = row.scores + (first - row.begin);
-                     int64_t i = 0;
-                     for (; i + 4 <= count; i += 4) {
-                       if (next != nullptr) prefetch(next + i * row.head_dim, 4 * row.head_dim);
-                       dot<4>(dots + i, row.q, keys + i * row.head_dim, row.head_dim);
-                     }
-                     for (; i < count; ++i)
-                       dot<1>(dots + i, row.q, keys + i * row.head_dim, row.head_dim);
-                   });
-  const int64_t count = row.end - row.begin;
-  const float largest = scale_scores(row, count);
-  const float norm = 1.0F / exponentiate(row.scores, count, largest);
-  int64_t d = 0;
-  for (; d + 8 * kStep <= row.head_dim; d += 8 * kStep) weigh_values<8>(row, d, norm);
-  for (; d + 4 * kStep <= row.head_dim; d += 4 * kStep) weigh_values<4>(row, d, norm);
-  for (; d + kStep <= row.head_dim; d += kStep) weigh_values<1>(row, d, norm);
-  if (d < row.head_dim) weigh_tail(row, d, norm);
+/// kRows rows over the chunk. What all of them see is done side by side, before and after that one
+/// by one.
+template <class Cache, int kRows>
+void run_rows(const AttentionBlock& block, const AttentionBlock::Row* rows, Range chunk,
+              float* scores) {
+  Range common = chunk;
+  for (int row = 0; row < kRows; ++row) common = meet(common, {rows[row].begin, rows[row].end});
+  // Nobody's: each row is then on its own.
+  if (common.end < common.begin) common.end = common.begin;
+  const bool shared = kRows > 1 && common.end > common.begin;
+  const auto each_alone = [&](const auto& body) {
+    for (int row = 0; row < kRows; ++row) {
+      const Range seen = meet(chunk, {rows[row].begin, rows[row].end});
+      if (seen.begin < seen.end) body(row, seen);
+    }
+  };
+  if (shared) score<Cache, kRows>(block, rows, common, chunk.begin, scores);
+  each_alone([&](int row, Range seen) {
+    float* own = scores + row * kChunk;
+    if (!shared) return score<Cache, 1>(block, rows + row, seen, chunk.begin, own);
+    score<Cache, 1>(block, rows + row, {seen.begin, common.begin}, chunk.begin, own);
+    score<Cache, 1>(block, rows + row, {common.end, seen.end}, chunk.begin, own);
+  });
+  each_alone([&](int row, Range seen) {
+    float* own = scores + row * kChunk + (seen.begin - chunk.begin);
+    const int64_t count = seen.end - seen.begin;
+    const float largest =
+        scale_scores(own, count, block.scale, rows[row].slope, seen.begin - (rows[row].end - 1));
+    float* partial = rows[row].partial;
+    partial[0] = largest;
+    // Where every score is -infinity every weight is 0.
+    partial[1] = exponentiate(own, count, largest == -__builtin_inff() ? 0.0F : largest);
+    for (int64_t d = 0; d < block.head_dim; d += kStep) {
+      Simd::store(partial + kPartialHead + d, Simd::zero());
+    }
+    if (!shared) {
+      weigh_all<Cache, 1>(block, rows + row, seen, chunk.begin, scores + row * kChunk);
+    } else {
+      weigh_all<Cache, 1>(block, rows + row, {seen.begin, common.begin}, chunk.begin,
+                          scores + row * kChunk);
+    }
+  });
+  if (!shared) return;
+  weigh_all<Cache, kRows>(block, rows, common, chunk.begin, scores);
+  each_alone([&](int row, Range seen) {
+    weigh_all<Cache, 1>(block, rows + row, {common.end, seen.end}, chunk.begin,
+                        scores + row * kChunk);
+  });
+}
+
+template <class Cache>
+void run_cache(const AttentionBlock& block, int64_t chunk, float* scores) {
+  const Range range{chunk * kChunk, (chunk + 1) * kChunk};
+  int64_t row = 0;
+  for (; row + kRowTile <= block.num_rows; row += kRowTile) {
+    run_rows<Cache, kRowTile>(block, block.rows + row, range, scores + row * kChunk);
+  }
+  for (; row < block.num_rows; ++row) {
+    run_rows<Cache, 1>(block, block.rows + row, range, scores + row * kChunk);
+  }
+}
+
+void run_attention(const AttentionBlock& block, int64_t chunk, float* scores) {
+  if (block.dtype == DType::F32) return run_cache<CacheF32>(block, chunk, scores);
+  if (block.dtype == DType::F16) return run_cache<CacheF16>(block, chunk, scores);
+  run_cache<CacheBF16>(block, chunk, scores);
+}
+
+inline float exp_one(float x) {
+  float lanes[kStep];
+  Simd::store(lanes, exp(Simd::set1(x)));
+  return lanes[0];
+}
+
+void merge_partials(float* y, const float* partials, int64_t count, int64_t head_dim) {
+  const int64_t stride = partial_floats(head_dim);
+  float largest = partials[0];
+  for (int64_t i = 1; i < count; ++i) {
+    largest = partials[i * stride] > largest ? partials[i * stride] : largest;
+  }
+  float sum = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    sum += partials[i * stride + 1] * exp_one(partials[i * stride] - largest);
+  }
+  const Simd::F norm = Simd::set1(1.0F / sum);
+  for (int64_t d = 0; d < head_dim; d += kStep) {
+    Simd::F total = Simd::zero();
+    for (int64_t i = 0; i < count; ++i) {
+      const Simd::F part = Simd::load(partials + i * stride + kPartialHead + d);
+      const Simd::F factor = Simd::set1(exp_one(partials[i * stride] - largest));
+      total = Simd::fma(part, factor, total);
+    }
+    total = Simd::mul(total, norm);
+    if (head_dim - d >= kStep) {
+      Simd::store(y + d, total);
+    } else {
+      Simd::store_n(y + d, total, head_dim - d);
+    }
+  }
 }
 
 }  // namespace

@@ -236,7 +236,7 @@ void bench_attention(Isa isa) {
       args.kv.page_stride = 2 * num_kv_heads * page_size * head_dim;
       const int64_t num_pages = length / page_size;
       const Buffer cache(static_cast<size_t>(num_pages * args.kv.page_stride * 4));
-      args.kv.pool = reinterpret_cast<float*>(cache.data());
+      args.kv.pool = cache.data();
       std::vector<int32_t> table;
       for (int64_t i = 0; i < num_pages; ++i) table.push_back(static_cast<int32_t>(i));
       for (const bool prefill : {false, true}) {

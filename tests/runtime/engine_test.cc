@@ -105,6 +105,34 @@ TEST_CASE("engine: logits and greedy ids of every family are those of transforme
   }
 }
 
+TEST_CASE("engine: a cache of 16 bits stays close and has the same bits on every grid") {
+  for (const FamilyCase& c : family_cases()) {
+    CAPTURE(c.name);
+    const auto model = reshard::open_model(c.path);
+    const auto& prompt = c.prompts.front();
+    const auto [low, high] =
+        std::minmax_element(prompt.logits.values.begin(), prompt.logits.values.end());
+    for (const DType dtype : {DType::F16, DType::BF16}) {
+      CAPTURE(dtype_name(dtype));
+      EngineOptions options = grid(1, 1);
+      options.kv_dtype = dtype;
+      const std::vector<float> got = Engine(model, options).prompt_logits(prompt.ids);
+      float worst = 0;
+      for (size_t i = 0; i < got.size(); ++i) {
+        worst = std::max(worst, std::abs(got[i] - prompt.logits.values[i]));
+      }
+      CHECK(worst > 0);
+      CHECK(worst <= (dtype == DType::F16 ? 0.005F : 0.04F) * (*high - *low));
+      options.tp = 2;
+      options.page_size = 4;
+      options.batch.chunk_tokens = 7;
+      options.threads = 3;
+      if (model.config().num_attention_heads % 2 != 0) continue;
+      CHECK(same_bits(Engine(model, options).prompt_logits(prompt.ids), got));
+    }
+  }
+}
+
 TEST_CASE("engine: output has the same bits on every grid and in every batch") {
   for (const FamilyCase& c : family_cases()) {
     CAPTURE(c.name);

@@ -20,7 +20,7 @@ TEST_CASE("kv_cache: pages of all layers are disjoint and inside the pool") {
     const kernels::PagedKv kv = cache.layer(layer);
     CHECK(kv.page_stride >= page_elements);
     for (int64_t page = 0; page < 7; ++page) {
-      float* first = kv.pool + page * kv.page_stride;
+      float* first = static_cast<float*>(kv.pool) + page * kv.page_stride;
       for (int64_t i = 0; i < page_elements; ++i) first[i] = 1.0F;  // ASan sees an overrun
       starts.insert(first);
     }
@@ -41,7 +41,7 @@ TEST_CASE("kv_cache: a page's state is apart from its keys and values and from o
     const kernels::PagedKv kv = cache.layer(layer);
     for (int32_t page = 0; page < pages; ++page) {
       std::fill_n(cache.state(layer, page), width, static_cast<float>(10 * layer + page));
-      std::fill_n(kv.pool + page * kv.page_stride, kv_elements, -1.0F);
+      std::fill_n(static_cast<float*>(kv.pool) + page * kv.page_stride, kv_elements, -1.0F);
     }
   }
   for (int64_t layer = 0; layer < layers; ++layer) {
@@ -53,6 +53,23 @@ TEST_CASE("kv_cache: a page's state is apart from its keys and values and from o
   }
   CHECK_THROWS_AS(KvCache(1, 1, 8, 16, -1), Error);
   CHECK_THROWS_AS(KvCache(1, 1, 8, 16, INT64_MAX), Error);
+}
+
+TEST_CASE("kv_cache: pages of 16-bit dtypes take half and keep an aligned state") {
+  const KvCache whole(2, 3, 5, 7, 4);
+  for (const DType dtype : {DType::F16, DType::BF16}) {
+    CAPTURE(dtype_name(dtype));
+    KvCache half(2, 3, 5, 7, 4, dtype);
+    CHECK(half.page_bytes() == 2 * (2 * 3 * 5 * 7 * 2 + 16));
+    CHECK(whole.page_bytes() == 2 * (2 * 3 * 5 * 7 * 4 + 16));
+    half.reset(2);
+    CHECK(half.layer(1).dtype == dtype);
+    const auto* page = static_cast<const uint16_t*>(half.layer(1).pool) + half.layer(1).page_stride;
+    CHECK(reinterpret_cast<const uint16_t*>(half.state(1, 1)) == page + 2 * 3 * 5 * 7);
+    CHECK(reinterpret_cast<uintptr_t>(half.state(1, 1)) % alignof(float) == 0);
+    std::fill_n(half.state(1, 1), 4, 1.0F);  // ASan sees an overrun
+  }
+  CHECK_THROWS_AS(KvCache(1, 1, 8, 16, 0, DType::I8), Error);
 }
 
 TEST_CASE("kv_cache: pages come in ascending order and return for reuse") {
