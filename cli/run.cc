@@ -1,6 +1,5 @@
 // llmctl run: load a checkpoint onto a grid of ranks and generate.
 #include <chrono>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -10,7 +9,9 @@
 #include "cli/flags.h"
 #include "cli/npy.h"
 #include "cli/output.h"
+#include "cli/run_data.h"
 #include "cli/run_input.h"
+#include "cli/run_interactive.h"
 #include "cli/run_options.h"
 #include "cli/run_output.h"
 #include "reshard/model.h"
@@ -22,21 +23,13 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kDefaultNewTokens = 128;
+constexpr int64_t kDefaultBatchSize = 16;
+constexpr int64_t kSessionTokens = 8192;
 constexpr std::string_view kDTypes[] = {"fp32", "fp16", "bf16"};
 constexpr std::string_view kRopePrecisions[] = {"megatron_bf16", "fp32"};
 
 double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
-
-int64_t choose_max_new_tokens(const RunOptions& options, const ModelConfig& config,
-                              size_t prompt_size) {
-  if (options.max_new_tokens >= 0) return options.max_new_tokens;
-  const int64_t limit = runtime::context_limit(config);
-  if (limit == 0) return kDefaultNewTokens;
-  const int64_t room = limit - static_cast<int64_t>(prompt_size) + 1;
-  return std::max<int64_t>(1, std::min(kDefaultNewTokens, room));
 }
 
 void write_logits(runtime::Engine& engine, const std::vector<int32_t>& ids,
@@ -49,16 +42,113 @@ void write_logits(runtime::Engine& engine, const std::vector<int32_t>& ids,
   writer.commit();
 }
 
-ExitCode run_run(const RunOptions& options) {
-  if (options.has_prompt == options.has_token_ids) {
-    throw_usage("llmctl run", "give either --prompt TEXT or --token-ids 1,5,9");
+/// A run after its model has been loaded.
+struct LoadedRun {
+  const RunOptions& options;
+  runtime::Engine& engine;
+  const runtime::Tokenizer* tokenizer;      ///< may be null
+  const runtime::GenerateRequest& request;  ///< but for the prompt
+  std::vector<int64_t> eos_ids;
+  double load_ms = 0;
+
+  bool choose_max_new_tokens() const { return options.decoding.max_new_tokens < 0; }
+  runtime::GenerateRequest with(std::vector<int32_t> prompt_ids) const {
+    return with_prompt(request, std::move(prompt_ids), engine.config(), choose_max_new_tokens());
   }
+  void summarize(const runtime::GenerateReport& report) const {
+    if (is_terminal(2)) print_summary(report, timings(report));
+  }
+  Timings timings(const runtime::GenerateReport& report) const {
+    return {load_ms, report.prefill_ms, report.decode_ms, report.decoded_tokens};
+  }
+};
+
+void answer_prompt(const LoadedRun& run, const runtime::GenerateRequest& request) {
+  if (!run.options.logits_file.empty()) {
+    write_logits(run.engine, request.prompt_ids, run.options.logits_file);
+  }
+  if (request.max_new_tokens == 0) return;
+  AnswerText answer(run.tokenizer, request);
+  runtime::GenerateCallbacks callbacks;
+  if (!run.options.json) {
+    callbacks.on_token = [&](size_t, int32_t id) {
+      if (const std::string text = answer.push(id); !text.empty()) write_stdout(text);
+    };
+  }
+  const runtime::GenerateReport report = run.engine.generate({&request, 1}, callbacks);
+  const runtime::GenerateResult& result = report.results[0];
+  if (run.options.json) {
+    return print_answer_json(run.tokenizer, request, result, run.eos_ids, run.timings(report));
+  }
+  if (request.width() == 1) {
+    write_stdout(answer.finish() + "\n");
+  } else {
+    write_stdout(answer_text(run.tokenizer, request, result.ids) + "\n");
+    for (const auto& other : result.others) {
+      write_stdout(answer_text(run.tokenizer, request, other.ids) + "\n");
+    }
+  }
+  run.summarize(report);
+}
+
+void answer_start_ids(const LoadedRun& run) {
+  refuse_existing(run.options);
+  std::vector<runtime::GenerateRequest> requests;
+  for (auto& ids : read_start_ids(run.options.start_ids)) {
+    requests.push_back(run.with(std::move(ids)));
+  }
+  const runtime::GenerateReport report = run.engine.generate(requests);
+  const int64_t end_id = run.request.stop_ids.empty() ? 0 : run.request.stop_ids.front();
+  const std::string text = start_ids_output(requests, report, end_id);
+  if (run.options.output_file.empty()) {
+    write_stdout(text);
+  } else {
+    write_whole_file(run.options.output_file, text);
+  }
+  run.summarize(report);
+}
+
+/// Whether prompts come from a terminal. Throws kUsage for none and for more than one source.
+bool is_interactive(const RunOptions& options) {
+  const int sources = int{options.has_prompt} + int{options.has_token_ids} +
+                      int{!options.prompt_file.empty()} + int{!options.data_file.empty()} +
+                      int{!options.start_ids.empty()};
+  const bool interactive = sources == 0 && is_terminal(0);
+  if (sources > 1 || (sources == 0 && !interactive)) {
+    throw_usage("llmctl run",
+                "give one of --prompt TEXT, --prompt-file, --token-ids 1,5,9, --data-file and "
+                "--start-ids");
+  }
+  const auto need = [&](bool used, const char* flag, bool fits, const char* where) {
+    if (used && !fits) throw_usage(flag, std::string("goes with ") + where + " only");
+  };
+  const bool data = !options.data_file.empty();
+  const bool single = sources == 1 && !data && options.start_ids.empty();
+  need(!options.output_file.empty(), "--output-file", data || !options.start_ids.empty(),
+       "--data-file or --start-ids");
+  need(options.resume, "--resume", data && !options.output_file.empty(),
+       "--data-file and --output-file");
+  need(options.overwrite, "--overwrite", !options.output_file.empty(), "--output-file");
+  if (options.resume && options.overwrite) throw_usage("--resume", "excludes --overwrite");
+  need(!options.logits_file.empty(), "--logits-file", single, "a single prompt");
+  need(options.decoding.logprobs >= 0, "--logprobs", data || (single && options.json),
+       "--json or --data-file");
+  need(options.json, "--json", data || single, "a prompt or --data-file");
+  need(options.decoding.num_return_sequences > 1 || options.decoding.beams > 1,
+       "--num-return-sequences and --beams", !interactive, "prompts that are given by a flag");
+  return interactive;
+}
+
+ExitCode run_run(const RunOptions& options) {
+  const bool interactive = is_interactive(options);
   std::vector<int32_t> ids;
-  if (!options.has_prompt) ids = parse_token_ids("--token-ids", options.token_ids);
+  if (options.has_token_ids) ids = parse_token_ids("--token-ids", options.token_ids);
   runtime::EngineOptions engine_options;
   engine_options.tp = static_cast<int>(options.tp);
   engine_options.pp = static_cast<int>(options.pp);
   engine_options.threads = static_cast<int>(options.threads);
+  engine_options.batch.batch_size = options.batch_size > 0 ? options.batch_size : kDefaultBatchSize;
+  engine_options.batch.kv_memory = options.kv_memory;
   if (!options.dtype.empty()) engine_options.dtype = find_dtype(options.dtype);
   if (!options.kv_dtype.empty()) engine_options.kv_dtype = find_dtype(options.kv_dtype).value();
 
@@ -75,38 +165,42 @@ ExitCode run_run(const RunOptions& options) {
     engine_options.rope_in_bf16 = options.rope_precision == "megatron_bf16";
   }
   const auto tokenizer = open_model_tokenizer(model.checkpoint(), options);
-  if (options.has_prompt) {
-    ids = encode_prompt(*tokenizer, options.prompt);
+  if (interactive && !tokenizer) {
+    throw_usage("llmctl run", "a session needs the model's tokenizer, and there is none");
   }
-  runtime::GenerateRequest request;
-  request.prompt_ids = ids;
-  request.sampling.temperature = options.temperature;
-  request.sampling.top_k = options.top_k;
-  request.sampling.top_p = options.top_p;
-  request.sampling.seed = static_cast<uint64_t>(options.seed);
-  if (!options.ignore_eos) request.stop_ids = find_stop_ids(model);
-  request.max_new_tokens = choose_max_new_tokens(options, model.config(), ids.size());
-  runtime::check_request(request, model.config());
+  const std::vector<int64_t> eos_ids = find_stop_ids(model);
+  const runtime::GenerateRequest request = make_request(options.decoding, tokenizer.get(), eos_ids);
+  engine_options.batch.tokenizer = tokenizer.get();
+
+  // What can be refused is refused before the weights are read.
+  const bool choose = options.decoding.max_new_tokens < 0;
+  std::vector<DataLine> lines;
+  runtime::GenerateRequest single;
+  if (!options.data_file.empty()) {
+    lines = read_data_file(options.data_file, request, choose, tokenizer.get(), model.config());
+  } else if (!interactive && options.start_ids.empty()) {
+    if (options.has_prompt) ids = encode_prompt(*tokenizer, options.prompt);
+    if (!options.prompt_file.empty()) {
+      ids = encode_prompt(*tokenizer, read_text_file(options.prompt_file));
+    }
+    single = with_prompt(request, ids, model.config(), choose);
+    runtime::check_request(single, model.config());
+  } else if (interactive) {
+    // Turns find the turns before as long as all of them fit.
+    const int64_t limit = runtime::context_limit(model.config());
+    engine_options.batch.kv_tokens = limit > 0 ? std::min(limit, kSessionTokens) : kSessionTokens;
+  }
 
   runtime::Engine engine(model, engine_options);
-  Timings timings;
-  timings.load_ms = ms_since(start);
-
-  if (!options.logits_file.empty()) write_logits(engine, ids, options.logits_file);
-  if (request.max_new_tokens == 0) return ExitCode::kDone;
-
-  Printer printer(tokenizer.get(), ids, options.json);
-  const runtime::GenerateReport report =
-      engine.generate({&request, 1}, [&](size_t, int32_t id) { printer.push(id); });
-  printer.finish();
-  timings.prefill_ms = report.prefill_ms;
-  timings.decode_ms = report.decode_ms;
-  timings.decoded_tokens = report.decoded_tokens;
-  if (options.json) {
-    print_json(ids, report.results[0], tokenizer ? std::optional(printer.text()) : std::nullopt,
-               timings);
-  } else if (is_terminal(2)) {
-    print_summary(report, timings);
+  const LoadedRun run{options, engine, tokenizer.get(), request, eos_ids, ms_since(start)};
+  if (interactive) {
+    run_interactive(engine, *tokenizer, request, choose, plain_prompts(*tokenizer));
+  } else if (!options.data_file.empty()) {
+    run.summarize(run_data_file(engine, lines, options, tokenizer.get(), eos_ids));
+  } else if (!options.start_ids.empty()) {
+    answer_start_ids(run);
+  } else {
+    answer_prompt(run, single);
   }
   return ExitCode::kDone;
 }
@@ -115,16 +209,27 @@ ExitCode run_run(const RunOptions& options) {
 
 Run add_run(CLI::App& verb) {
   const auto options = std::make_shared<RunOptions>();
-  constexpr int64_t kMaxInt = std::numeric_limits<int32_t>::max();
-  constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
   add_path(verb, "MODEL", options->model, "Checkpoint directory or file, in any format and layout");
   CLI::Option* prompt = verb.add_option("--prompt", options->prompt, "Text to continue");
   prompt->type_name("TEXT");
   CLI::Option* token_ids = verb.add_option("--token-ids", options->token_ids,
                                            "Token ids to continue, in place of a text");
   token_ids->type_name("IDS");
-  add_integer(verb, "-n,--max-new-tokens", options->max_new_tokens, 0, kMaxInt, "N",
-              "Generate at most N tokens [128, or what fits the model's positions]");
+  add_path(verb, "--prompt-file", options->prompt_file, "Continue the text in this file");
+  add_path(verb, "--data-file", options->data_file,
+           "Continue each line's src, prompt or token_ids of this file of JSON lines");
+  add_path(verb, "--start-ids", options->start_ids,
+           "Continue each line's ids of this start_ids.csv of FasterTransformer");
+  add_path(verb, "--output-file", options->output_file,
+           "Write the answers to --data-file or --start-ids here [stdout]");
+  verb.add_flag("--resume", options->resume,
+                "Go on behind the answers that --output-file holds already");
+  verb.add_flag("--overwrite", options->overwrite, "Replace --output-file when it exists");
+  options->decoding.add(verb);
+  add_integer(verb, "--batch-size", options->batch_size, 1, 1 << 16, "B",
+              "Sequences computed side by side, at most [16]");
+  add_size(verb, "--kv-memory", options->kv_memory,
+           "Memory for keys and values of all ranks, at most [half of what is free]");
   add_integer(verb, "--tp,--tensor-parallel-size", options->tp, 1, 1 << 16, "T",
               "Split each layer over T ranks [1]");
   add_integer(verb, "--pp,--pipeline-parallel-size", options->pp, 1, 1 << 16, "P",
@@ -137,16 +242,10 @@ Run add_run(CLI::App& verb) {
              "Round rotary angles as Megatron does in BF16, or not [as the model was trained]");
   add_integer(verb, "--threads", options->threads, 0, 4096, "N",
               "CPU threads of all ranks together [the cores there are]");
-  add_real(verb, "--temperature", options->temperature, 0, 1e6, "X",
-           "0 takes the likeliest token; above, tokens are drawn at this temperature [0]");
-  add_integer(verb, "--top-k", options->top_k, 0, kMaxInt, "K",
-              "Draw from the K likeliest only; 0: from all [0]");
-  add_real(verb, "--top-p", options->top_p, 0, 1, "P",
-           "Draw from the fewest tokens whose mass reaches P [1]");
-  add_integer(verb, "--seed", options->seed, 0, kMax, "N", "Seed of the draws [0]");
-  verb.add_flag("--ignore-eos", options->ignore_eos, "Go on after the end-of-text token");
-  verb.add_flag("--json", options->json,
-                "Print one JSON object with ids, text and timings when done");
+  verb.add_flag(
+      "--json", options->json,
+      "Print one JSON object with ids, text and timings when done; with --data-file, more in "
+      "each line");
   add_path(verb, "--logits-file", options->logits_file,
            "Write the F32 logits of every prompt position, (tokens, vocab), as .npy");
   options->about_source.add(verb);
@@ -154,6 +253,7 @@ Run add_run(CLI::App& verb) {
       "run ./llama --prompt 'Once upon a time'",
       "run ./llama --tp 2 --pp 2 --prompt 'Once upon a time' -n 64 --temperature 0.8 --seed 1",
       "run ./gpt-ft/2-gpu --token-ids 1,5,9 --json",
+      "run ./llama --data-file in.jsonl --output-file out.jsonl --batch-size 8",
       "run ./llama --token-ids 1,5,9 -n 0 --logits-file logits.npy",
   };
   set_examples(verb, kExamples);

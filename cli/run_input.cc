@@ -1,13 +1,18 @@
 #include "cli/run_input.h"
 
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <sstream>
 
 #include "cli/output.h"
 #include "formats/core/error.h"
 #include "formats/json.h"
+#include "runtime/parallel.h"
 
 namespace llmctl::cli {
 namespace {
@@ -26,9 +31,8 @@ std::optional<fs::path> find_tokenizer_directory(const formats::Checkpoint& chec
   return std::nullopt;
 }
 
-}  // namespace
-
-std::vector<int32_t> parse_token_ids(const std::string& flag, const std::string& text) {
+/// Ids with commas and blanks between them; nothing when it is something else.
+std::optional<std::vector<int32_t>> find_token_ids(const std::string& text) {
   std::vector<int32_t> ids;
   const char* at = text.data();
   const char* const end = at + text.size();
@@ -39,13 +43,31 @@ std::vector<int32_t> parse_token_ids(const std::string& flag, const std::string&
     skip_blanks();
     int32_t id = 0;
     const auto [stop, error] = std::from_chars(at, end, id);
-    if (error != std::errc() || id < 0) break;
+    if (error != std::errc() || id < 0) return std::nullopt;
     ids.push_back(id);
     at = stop;
     skip_blanks();
     if (at == end) return ids;
-    if (*at++ != ',') break;
+    if (*at++ != ',') return std::nullopt;
   }
+}
+
+/// The ways in which a tokenizer may write a word: at the start of a text, and after a blank.
+void add_bad_word(std::vector<std::vector<int32_t>>& words, const runtime::Tokenizer& tokenizer,
+                  const std::string& text) {
+  if (text.empty()) throw_usage("--bad-words", "is empty");
+  for (const std::string& spelling : {text, " " + text}) {
+    auto ids = tokenizer.encode(spelling, false);
+    if (!ids.empty() && std::find(words.begin(), words.end(), ids) == words.end()) {
+      words.push_back(std::move(ids));
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<int32_t> parse_token_ids(const std::string& flag, const std::string& text) {
+  if (auto ids = find_token_ids(text)) return *std::move(ids);
   throw_usage(flag + " '" + printable(text, 40) + "'", "not a list of token ids",
               "write numbers with commas between them, as in " + flag + " 1,5,9");
 }
@@ -57,13 +79,20 @@ std::unique_ptr<runtime::Tokenizer> open_model_tokenizer(const formats::Checkpoi
     if (const auto directory = find_tokenizer_directory(checkpoint)) {
       tokenizer = runtime::open_tokenizer(*directory);
     }
-    if (!tokenizer && options.has_prompt) {
-      throw_usage("--prompt", "the model has no tokenizer (tokenizer.json or tokenizer.model)",
-                  "copy it into the model's directory, or give --token-ids 1,5,9");
+    if (!tokenizer && options.needs_tokenizer()) {
+      const bool prompt = options.has_prompt || !options.prompt_file.empty();
+      throw_usage(prompt                          ? "--prompt"
+                  : options.decoding.stop.empty() ? "--bad-words"
+                                                  : "--stop",
+                  "the model has no tokenizer (tokenizer.json or tokenizer.model)",
+                  "copy it into the model's directory, or give " +
+                      std::string(prompt                          ? "--token-ids 1,5,9"
+                                  : options.decoding.stop.empty() ? "--bad-word-ids 1,5,9"
+                                                                  : "--stop-ids 1,5,9"));
     }
     return tokenizer;
   } catch (const Error& error) {
-    if (options.has_prompt) throw;
+    if (options.needs_tokenizer()) throw;
     print_note(std::string("ids are printed, because the tokenizer cannot be used: ") +
                error.what());
     return nullptr;
@@ -93,6 +122,90 @@ std::vector<int64_t> find_stop_ids(const reshard::Model& model) {
     }
   }
   return model.config().eos_token_ids;
+}
+
+runtime::GenerateRequest make_request(const DecodingFlags& flags,
+                                      const runtime::Tokenizer* tokenizer,
+                                      const std::vector<int64_t>& eos_ids) {
+  runtime::GenerateRequest request;
+  request.max_new_tokens = std::max<int64_t>(flags.max_new_tokens, 0);
+  request.sampling.temperature = flags.temperature;
+  request.sampling.top_k = flags.top_k;
+  request.sampling.top_p = flags.top_p;
+  request.sampling.min_p = flags.min_p;
+  request.sampling.typical_p = flags.typical_p;
+  request.sampling.seed = static_cast<uint64_t>(flags.seed);
+  request.rules.repetition_penalty = flags.repetition_penalty;
+  request.rules.presence_penalty = flags.presence_penalty;
+  request.rules.frequency_penalty = flags.frequency_penalty;
+  request.rules.min_new_tokens = flags.min_new_tokens;
+  for (const std::string& ids : flags.bad_word_ids) {
+    request.rules.bad_words.push_back(parse_token_ids("--bad-word-ids", ids));
+  }
+  for (const std::string& text : flags.bad_words) {
+    add_bad_word(request.rules.bad_words, *tokenizer, text);
+  }
+  if (!flags.ignore_eos) request.stop_ids = eos_ids;
+  if (!flags.stop_ids.empty()) {
+    for (const int32_t id : parse_token_ids("--stop-ids", flags.stop_ids)) {
+      request.stop_ids.push_back(id);
+    }
+  }
+  request.stop_strings = flags.stop;
+  request.num_logprobs = flags.logprobs;
+  request.num_sequences = flags.num_return_sequences;
+  request.beams.num_beams = flags.beams;
+  request.beams.length_penalty = flags.length_penalty;
+  request.beams.diversity = flags.beam_diversity;
+  using runtime::EarlyStopping;
+  request.beams.early_stopping = flags.early_stopping == "always"  ? EarlyStopping::kAlways
+                                 : flags.early_stopping == "never" ? EarlyStopping::kNever
+                                                                   : EarlyStopping::kHeuristic;
+  if (flags.context_overflow == "slide") request.overflow = runtime::ContextOverflow::kSlide;
+  return request;
+}
+
+runtime::GenerateRequest with_prompt(runtime::GenerateRequest request,
+                                     std::vector<int32_t> prompt_ids, const ModelConfig& config,
+                                     bool choose_max_new_tokens) {
+  constexpr int64_t kDefaultNewTokens = 128;
+  request.prompt_ids = std::move(prompt_ids);
+  if (!choose_max_new_tokens) return request;
+  const int64_t limit = runtime::context_limit(config);
+  request.max_new_tokens = kDefaultNewTokens;
+  if (limit == 0 || request.overflow == runtime::ContextOverflow::kSlide) return request;
+  const int64_t room = limit - static_cast<int64_t>(request.prompt_ids.size()) + 1;
+  request.max_new_tokens = std::max<int64_t>(1, std::min(kDefaultNewTokens, room));
+  return request;
+}
+
+std::string read_text_file(const std::string& path) {
+  std::ifstream stream(path, std::ios::binary);
+  std::string text((std::istreambuf_iterator<char>(stream)), {});
+  if (!stream.is_open() || stream.bad() || fs::is_directory(path)) {
+    throw Error(ErrorCode::kEnvironment, "cannot be read", path);
+  }
+  return text;
+}
+
+std::vector<std::vector<int32_t>> read_start_ids(const std::string& path) {
+  std::istringstream stream(read_text_file(path));
+  std::vector<std::vector<int32_t>> prompts;
+  size_t number = 0;
+  for (std::string line; std::getline(stream, line);) {
+    ++number;
+    if (!line.empty() && line.back() == '\r') line.pop_back();
+    if (line.empty() && stream.peek() == EOF) break;
+    auto ids = find_token_ids(line);
+    if (!ids) {
+      throw_invalid(path + ":" + std::to_string(number),
+                    "'" + printable(line, 40) + "' is not a list of token ids",
+                    "write a prompt a line, numbers with commas between them");
+    }
+    prompts.push_back(*std::move(ids));
+  }
+  if (prompts.empty()) throw_invalid(path, "holds no prompt", "");
+  return prompts;
 }
 
 }  // namespace llmctl::cli

@@ -1,4 +1,4 @@
-// What `llmctl run` prints: tokens as they come, and the summary.
+// What `llmctl run` prints: tokens as they come, answers as JSON, and the summary.
 #pragma once
 
 #include <cstdint>
@@ -6,27 +6,35 @@
 #include <string>
 #include <vector>
 
+#include "cli/json.h"
 #include "runtime/request.h"
+#include "runtime/stop_strings.h"
 #include "runtime/tokenizer/tokenizer.h"
 
 namespace llmctl::cli {
 
-/// Prints tokens as they come: text when there is a tokenizer, else ids with commas.
-class Printer {
+/// The text of an answer, or its ids with commas when there is no tokenizer, as it grows. Stop ids
+/// and what follows the beginning of a stop string do not show. Must not outlive the request and
+/// the tokenizer.
+class AnswerText {
  public:
-  Printer(const runtime::Tokenizer* tokenizer, const std::vector<int32_t>& prompt_ids, bool quiet);
+  AnswerText(const runtime::Tokenizer* tokenizer, const runtime::GenerateRequest& request);
 
-  void push(int32_t id);
-  void finish();
-  const std::string& text() const { return text_; }
+  /// What became certain with `id`.
+  std::string push(int32_t id);
+  /// The rest, once no more ids come.
+  std::string finish();
 
  private:
-  void print(const std::string& piece);
-
-  bool quiet_, first_ = true;
+  const runtime::GenerateRequest& request_;
   std::optional<runtime::StreamDecoder> decoder_;
-  std::string text_;
+  runtime::StopStrings stops_;
+  bool first_ = true;
 };
+
+/// The whole text of an answer.
+std::string answer_text(const runtime::Tokenizer* tokenizer,
+                        const runtime::GenerateRequest& request, const std::vector<int32_t>& ids);
 
 struct Timings {
   double load_ms = 0, prefill_ms = 0, decode_ms = 0;
@@ -36,9 +44,15 @@ struct Timings {
   std::optional<double> tokens_per_second() const;
 };
 
-/// One JSON object with prompt, ids, text and timings.
-void print_json(const std::vector<int32_t>& prompt_ids, const runtime::GenerateResult& result,
-                const std::optional<std::string>& text, const Timings& timings);
+/// `ids`, `text` (null without a tokenizer), `stop_reason`, and what the request asked for:
+/// `logprobs`, `top_logprobs`, `cumulative_logprob`, `score`. `eos_ids` tell `eos` from `stop`.
+Json answer_json(const runtime::Tokenizer* tokenizer, const runtime::GenerateRequest& request,
+                 const runtime::GenerateResult& result, const std::vector<int64_t>& eos_ids);
+
+/// One JSON object with prompt, answer, other answers and timings.
+void print_answer_json(const runtime::Tokenizer* tokenizer, const runtime::GenerateRequest& request,
+                       const runtime::GenerateResult& result, const std::vector<int64_t>& eos_ids,
+                       const Timings& timings);
 
 /// One line for the terminal.
 void print_summary(const runtime::GenerateReport& report, const Timings& timings);

@@ -25,8 +25,10 @@ double ms_between(Clock::time_point a, Clock::time_point b) {
 /// The last stage's first rank has whole rows of logits and chooses.
 int sampler_rank(const RankPlace& place) { return (place.pp - 1) * place.tp; }
 
-std::string mebibytes(uint64_t bytes) {
-  return std::to_string((bytes >> 20) + (bytes % (1 << 20) != 0 ? 1 : 0)) + " MiB";
+std::string size_text(uint64_t bytes) {
+  const uint64_t mebibytes = bytes >> 20;
+  return mebibytes >= 10 ? std::to_string(mebibytes) + " MiB"
+                         : std::to_string(bytes >> 10) + " KiB";
 }
 
 /// Pages for as many of the requests at once as the batch takes, the hungriest of them.
@@ -45,8 +47,8 @@ int64_t wanted_pages(std::span<const GenerateRequest> requests, int64_t limit, i
                       (requests[i].width() > 1
                            ? " and " + std::to_string(requests[i].width()) + " sequences"
                            : "") +
-                      " needs a KV cache of " + mebibytes(needed) + ", and there is room for " +
-                      mebibytes(static_cast<uint64_t>(room.max_pages()) * room.page_bytes()),
+                      " needs a KV cache of " + size_text(needed) + ", and there is room for " +
+                      size_text(static_cast<uint64_t>(room.max_pages()) * room.page_bytes()),
                   "raise --kv-memory, or ask for fewer tokens");
     }
     needs.push_back(pages);
