@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 namespace llmctl::runtime {
 namespace {
@@ -68,9 +69,10 @@ void Chooser::draw(Group& group, int32_t member, const float* row, bool interrup
   const int64_t count = group.forked ? 1 : request.num_sequences;
   const Sequence& s = group.members[static_cast<size_t>(member)];
   const int64_t position = group.known(s);
-  sampler_.find_best(row, position);  // the model's own logits are sound
   const float* scores =
       processor_.process(row, request.rules, request.prompt_ids, s.ids, request.stop_ids);
+  // The model's own logits are sound; sample() looks at what the rules made of them.
+  if (scores != row) sampler_.find_best(row, position);
   for (int64_t i = 0; i < count; ++i) {
     Choice choice;
     choice.member = member + static_cast<int32_t>(i);
@@ -121,9 +123,11 @@ void Chooser::collect(Group& group, int32_t member, const float* row) {
 }
 
 void Chooser::pick_best(Group& group, bool interrupted, Choices& answers) {
-  // Stable: of equals the lower beam, and its lower id, comes first.
-  std::stable_sort(candidates_.begin(), candidates_.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.key > b.key; });
+  // Of equals the lower beam, and its lower id, comes first.
+  std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
+    if (a.key != b.key) return a.key > b.key;
+    return std::pair(a.choice.member, a.choice.id) < std::pair(b.choice.member, b.choice.id);
+  });
   const auto count = static_cast<size_t>(group.num_candidates());
   for (size_t i = 0; i < count; ++i) {
     Choice choice;

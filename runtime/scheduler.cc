@@ -212,12 +212,14 @@ void Scheduler::take_token(Pass& pass, Group& group, Sequence& s) {
 void Scheduler::fork(Group& group) {
   const GenerateRequest& request = *group.request;
   group.forked = true;
-  if (request.beams.num_beams > 1 || request.num_sequences == 1) return;
+  if (request.width() == 1) return;
   const int64_t own_pages = cache_.pages_for(max_cached_tokens(request, limit_));
-  group.members.resize(static_cast<size_t>(request.num_sequences));
+  group.members.resize(static_cast<size_t>(request.width()));
   for (size_t m = 1; m < group.members.size(); ++m) {
     Sequence& s = group.members[m];
     reserve(s, request, own_pages);
+    // A beam search fills its members from its first candidates.
+    if (request.beams.num_beams > 1) continue;
     s.continue_from(group.members[0]);
     s.pages = group.members[0].pages;
     for (const int32_t page : s.pages) pool_.share(page);

@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <array>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -11,6 +14,7 @@
 #include "formats/core/error.h"
 #include "reshard/model.h"
 #include "runtime/engine.h"
+#include "tests/support/temp_dir.h"
 #include "tests/support/test_data.h"
 
 using namespace llmctl;
@@ -192,6 +196,46 @@ TEST_CASE("engine: equal beginnings are computed once in a batch and between cal
     const auto third = engine.generate({&turn, 1});
     CHECK(third.reused_tokens == 48);
     CHECK(third.results[0].ids == one_by_one(model, {turn})[0]);
+  }
+}
+
+TEST_CASE("engine: beginnings are shared only where the length of the sequence turns keys alike") {
+  // Dynamic and longrope frequencies depend on the length, here from 12 tokens on.
+  for (const std::string kind : {"dynamic", "longrope"}) {
+    CAPTURE(kind);
+    const test::TempDir dir;
+    const auto source = test::golden("families/llama");
+    std::filesystem::copy_file(source / "model.safetensors", dir / "model.safetensors");
+    auto config = nlohmann::json::parse(std::ifstream(source / "config.json"));
+    nlohmann::json scaling = {{"rope_type", kind}, {"factor", 8.0}};
+    if (kind == "longrope") {
+      const auto pairs = config.at("hidden_size").get<size_t>() /
+                         config.at("num_attention_heads").get<size_t>() / 2;
+      scaling["short_factor"] = std::vector<double>(pairs, 1.0);
+      scaling["long_factor"] = std::vector<double>(pairs, 3.0);
+      scaling["original_max_position_embeddings"] = 12;
+    } else {
+      config["max_position_embeddings"] = 12;
+    }
+    config["rope_scaling"] = scaling;
+    config.erase("rope_parameters");
+    std::ofstream(dir / "config.json") << config;
+    const auto model = reshard::open_model(dir.path());
+    const auto requests = mixed_requests(17);
+    const auto want = one_by_one(model, requests);
+    for (const int pp : {1, 2}) {
+      Engine engine(model, grid(1, pp));
+      int64_t reused = 0;
+      for (int round = 0; round < 2; ++round) {
+        const auto report = engine.generate(requests);
+        for (size_t i = 0; i < requests.size(); ++i) {
+          CAPTURE(i);
+          CHECK(report.results[i].ids == want[i]);
+        }
+        reused += report.reused_tokens;
+      }
+      CHECK(reused > 0);
+    }
   }
 }
 
