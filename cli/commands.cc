@@ -22,7 +22,7 @@ constexpr std::array kCommands = {
     Command{"diff", "Compare the weights of two checkpoints, whatever their layouts", add_diff},
     Command{"digest", "Fingerprint the weights; no layout changes it", add_digest},
     Command{"synth", "Make a checkpoint of a model's sizes with random weights", add_synth},
-    Command{"run", "Generate text from a checkpoint", add_run},
+    Command{"run", "Generate text from a checkpoint", add_run, true},
     Command{"completion", "Print a completion script for bash, zsh or fish", add_completion},
 };
 

@@ -69,7 +69,7 @@ reshard::ConvertOptions resolve(const ConvertFlags& flags) {
 }
 
 ExitCode run_convert(const ConvertFlags& flags) {
-  return share_work([&](ProcessGroup* group) {
+  return share_work([&](runtime::ProcessLink* group) {
     reshard::ConvertOptions options = resolve(flags);
     options.group = group;
     reshard::Conversion conversion(options);

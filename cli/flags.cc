@@ -75,12 +75,15 @@ CLI::Option* add_paths(CLI::App& verb, const std::string& name, std::vector<std:
   return check_with(option, [name](const std::string& value) { refuse_empty(name, value); });
 }
 
-CLI::Option* add_jobs(CLI::App& verb, int64_t& target, int64_t least) {
-  // A launcher that binds processes to cores has divided them already.
+int64_t cores_for_this_process() {
   const int64_t processes = processes_on_host(), cores = available_cores();
+  // A launcher that binds processes to cores has divided them already.
   const bool is_bound = cores < ::sysconf(_SC_NPROCESSORS_ONLN);
-  const int64_t share = is_bound ? cores : cores / processes;
-  target = std::max<int64_t>({1, share, least / processes});
+  return is_bound ? cores : std::max<int64_t>(1, cores / processes);
+}
+
+CLI::Option* add_jobs(CLI::App& verb, int64_t& target, int64_t least) {
+  target = std::max(cores_for_this_process(), least / processes_on_host());
   return add_integer(verb, "--jobs,-j", target, 1, 1024, "N",
                      "Threads (default: one per core" +
                          (least > 1 ? ", at least " + std::to_string(least) : std::string()) +

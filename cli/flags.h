@@ -24,6 +24,9 @@ CLI::Option* add_path(CLI::App& verb, const std::string& name, std::string& targ
 CLI::Option* add_paths(CLI::App& verb, const std::string& name, std::vector<std::string>& target,
                        const std::string& description);
 
+/// The cores that this process may use, less those of other processes of its job on this host.
+int64_t cores_for_this_process();
+
 /// `--jobs N`, by default one per core this process may use, and `least` where most of them wait
 /// for a disk.
 CLI::Option* add_jobs(CLI::App& verb, int64_t& target, int64_t least = 1);

@@ -6,14 +6,14 @@
 #include <string>
 
 #include "cli/exit_code.h"
-#include "formats/core/process_group.h"
+#include "runtime/comm/process_link.h"
 
 namespace llmctl::cli {
 
 /// Calls `body` with the group of all processes that a launcher has started, or with null when this
 /// is the only one. When it throws on any rank, rank 0 prints the error that came first and all
-/// return its exit code.
-ExitCode share_work(const std::function<ExitCode(ProcessGroup* group)>& body);
+/// return its exit code; a closed pipe ends all quietly. All return together.
+ExitCode share_work(const std::function<ExitCode(runtime::ProcessLink* group)>& body);
 
 /// Throws kUsage when a launcher has started several processes: each would do all of the work.
 void refuse_several_processes(const std::string& verb);

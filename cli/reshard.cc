@@ -77,7 +77,7 @@ Run add_reshard(CLI::App& verb) {
   verb.footer(verb.get_footer() +
               "\n\nSeveral hosts: mpirun -n 8 llmctl reshard ./yuan-102b ./yuan-102b-tp8 --tp 8");
   return [flags] {
-    return share_work([&](ProcessGroup* group) { return run_reshard(*flags, group); });
+    return share_work([&](runtime::ProcessLink* group) { return run_reshard(*flags, group); });
   };
 }
 

@@ -9,11 +9,13 @@
 #include "cli/flags.h"
 #include "cli/npy.h"
 #include "cli/output.h"
+#include "cli/processes.h"
 #include "cli/run_data.h"
 #include "cli/run_input.h"
 #include "cli/run_interactive.h"
 #include "cli/run_options.h"
 #include "cli/run_output.h"
+#include "cli/run_ranks.h"
 #include "reshard/model.h"
 #include "runtime/engine.h"
 #include "runtime/parallel.h"
@@ -139,8 +141,13 @@ bool is_interactive(const RunOptions& options) {
   return interactive;
 }
 
-ExitCode run_run(const RunOptions& options) {
-  const bool interactive = is_interactive(options);
+/// With a link: on each of its processes. All but rank 0's read no prompts and print nothing.
+ExitCode run_run(const RunOptions& options, runtime::ProcessLink* link) {
+  const bool leads = link == nullptr || link->rank() == 0;
+  // Only rank 0 can have a terminal.
+  std::string session = leads && is_interactive(options) ? "session" : "";
+  if (link != nullptr) session = link->broadcast(session);
+  const bool interactive = !session.empty();
   std::vector<int32_t> ids;
   if (options.has_token_ids) ids = parse_token_ids("--token-ids", options.token_ids);
   runtime::EngineOptions engine_options;
@@ -157,7 +164,9 @@ ExitCode run_run(const RunOptions& options) {
   open_options.family_file = options.about_source.family_file;
   open_options.settings = options.about_source.settings();
   const reshard::Model model = reshard::open_model(options.model, open_options);
-  for (const std::string& note : model.notes()) print_note(note);
+  for (const std::string& note : model.notes()) {
+    if (leads) print_note(note);
+  }
   if (!options.rope_precision.empty()) {
     if (model.config().position != PositionKind::kRotary) {
       throw_usage("--rope-precision", "this model has no rotary positions", "leave it out");
@@ -176,22 +185,29 @@ ExitCode run_run(const RunOptions& options) {
   const bool choose = options.decoding.max_new_tokens < 0;
   std::vector<DataLine> lines;
   runtime::GenerateRequest single;
-  if (!options.data_file.empty()) {
+  if (interactive) {
+    // Turns find the turns before as long as all of them fit.
+    const int64_t limit = runtime::context_limit(model.config());
+    engine_options.batch.kv_tokens = limit > 0 ? std::min(limit, kSessionTokens) : kSessionTokens;
+  } else if (!leads) {
+    // Requests come from rank 0.
+  } else if (!options.data_file.empty()) {
     lines = read_data_file(options.data_file, request, choose, tokenizer.get(), model.config());
-  } else if (!interactive && options.start_ids.empty()) {
+  } else if (options.start_ids.empty()) {
     if (options.has_prompt) ids = encode_prompt(*tokenizer, options.prompt);
     if (!options.prompt_file.empty()) {
       ids = encode_prompt(*tokenizer, read_text_file(options.prompt_file));
     }
     single = with_prompt(request, ids, model.config(), choose);
     runtime::check_request(single, model.config());
-  } else if (interactive) {
-    // Turns find the turns before as long as all of them fit.
-    const int64_t limit = runtime::context_limit(model.config());
-    engine_options.batch.kv_tokens = limit > 0 ? std::min(limit, kSessionTokens) : kSessionTokens;
   }
 
-  runtime::Engine engine(model, engine_options);
+  auto ranks = make_ranks(link, options, engine_options);
+  runtime::Engine engine(model, engine_options, std::move(ranks));
+  if (!leads) {
+    engine.follow();
+    return ExitCode::kDone;
+  }
   const LoadedRun run{options, engine, tokenizer.get(), request, eos_ids, ms_since(start)};
   if (interactive) {
     run_interactive(engine, *tokenizer, request, choose, plain_prompts(*tokenizer));
@@ -257,10 +273,13 @@ Run add_run(CLI::App& verb) {
       "run ./llama --token-ids 1,5,9 -n 0 --logits-file logits.npy",
   };
   set_examples(verb, kExamples);
+  verb.footer(
+      verb.get_footer() +
+      "\n\nRanks as processes: mpirun -n 4 llmctl run ./llama --tp 2 --pp 2 --prompt Hello");
   return [options, prompt, token_ids] {
     options->has_prompt = prompt->count() > 0;
     options->has_token_ids = token_ids->count() > 0;
-    return run_run(*options);
+    return share_work([&](runtime::ProcessLink* link) { return run_run(*options, link); });
   };
 }
 

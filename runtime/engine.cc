@@ -155,12 +155,17 @@ void Engine::follow() {
   if (impl_->leads()) throw Error(ErrorCode::kInternal, "the process of rank 0 cannot follow");
   Order last = Order::kGenerate;
   while (last != Order::kEnd) {
-    impl_->ranks->run([&](int rank, const RankComm& comm) {
-      Job job;
-      broadcast_job(job, comm);
-      impl_->run_job(rank, comm, job, {});
-      if (rank == impl_->ranks->local_ranks().front()) last = job.order;
-    });
+    try {
+      impl_->ranks->run([&](int rank, const RankComm& comm) {
+        Job job;
+        broadcast_job(job, comm);
+        impl_->run_job(rank, comm, job, {});
+        if (rank == impl_->ranks->local_ranks().front()) last = job.order;
+      });
+    } catch (const Error& error) {
+      // A request that is refused is refused on all ranks, and for rank 0's caller to hear of.
+      if (error.code() != ErrorCode::kUsage) throw;
+    }
   }
 }
 

@@ -35,8 +35,8 @@ class ProcessGroup {
 
   /// To be called by every rank that leaves the job by an exception, once it has stopped writing:
   /// tells the others, waits until all of them have come here (at most some seconds), and returns
-  /// what went wrong first, an Error that names its rank and is the same on every rank. A later
-  /// call returns its argument.
+  /// what went wrong first, an Error that names its rank (but for wrong requests and interruptions)
+  /// and is the same on every rank. A later call returns its argument.
   virtual std::exception_ptr fail(std::exception_ptr error) noexcept = 0;
 };
 

@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "formats/core/process_group.h"
+#include "runtime/comm/process_link.h"
 
 namespace llmctl::runtime {
 
@@ -30,6 +30,6 @@ std::optional<Launcher> find_launcher();  ///< in this process's environment
 /// Collective. Loads the MPI library, which nothing else in llmctl needs. Throws kEnvironment when
 /// there is none, or when it does not see the launcher's other processes: each would do the whole
 /// job then, over the same output.
-std::unique_ptr<ProcessGroup> join_processes(const Launcher& launcher);
+std::unique_ptr<ProcessLink> join_processes(const Launcher& launcher);
 
 }  // namespace llmctl::runtime

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstring>
 #include <deque>
 #include <list>
 #include <map>
@@ -84,10 +85,15 @@ std::string host_name() {
 
 /// All calls of MPI are made with the mutex held, by whichever thread, and none of them waits; so
 /// MPI_THREAD_SERIALIZED is enough, and news of a failure are read whatever one waits for.
-class MpiGroup : public ProcessGroup {
+class MpiGroup : public ProcessLink {
  public:
-  MpiGroup(MpiLibrary mpi, int rank, int size)
-      : mpi_(std::move(mpi)), rank_(rank), size_(size), inbox_(static_cast<size_t>(size)) {
+  /// `bulk`: a communicator of the same ranks, for exchange.
+  MpiGroup(MpiLibrary mpi, MPI_Comm bulk, int rank, int size)
+      : mpi_(std::move(mpi)),
+        bulk_(bulk),
+        rank_(rank),
+        size_(size),
+        inbox_(static_cast<size_t>(size)) {
     listener_ = std::thread([this] { listen(); });
     try {
       hosts_ = all_gather(*this, host_name());
@@ -140,6 +146,54 @@ class MpiGroup : public ProcessGroup {
     return bytes;
   }
 
+  /// Through memory that stays with the group, so that what is under way when the group fails has
+  /// somewhere to go to.
+  void exchange(std::span<const Sent> sent, std::span<const Received> received) override {
+    throw_if_stopped();
+    size_t bytes = 0;
+    for (const Sent& message : sent) bytes += message.bytes;
+    for (const Received& message : received) bytes += message.bytes;
+    if (bulk_memory_.size() < bytes) bulk_memory_.resize(bytes);
+    requests_.resize(sent.size() + received.size());
+    statuses_.resize(requests_.size());
+    std::byte* at = bulk_memory_.data();
+    {
+      const std::lock_guard lock(mutex_);
+      size_t i = 0;
+      for (const Received& message : received) {
+        mpi_.check(mpi_.irecv(at, count_of(message.bytes), mpi_.byte, message.from, message.channel,
+                              bulk_, &requests_[i++]),
+                   "MPI_Irecv");
+        at += message.bytes;
+      }
+      // One buffer serves every rank that the same bytes go to.
+      const void* last = nullptr;
+      for (const Sent& message : sent) {
+        if (message.data != last && message.bytes > 0) {
+          std::memcpy(at, message.data, message.bytes);
+          at += message.bytes;
+        }
+        last = message.data;
+        mpi_.check(mpi_.isend(at - message.bytes, count_of(message.bytes), mpi_.byte, message.to,
+                              message.channel, bulk_, &requests_[i++]),
+                   "MPI_Isend");
+      }
+    }
+    finish_exchange();
+    at = bulk_memory_.data();
+    for (size_t i = 0; i < received.size(); ++i) {
+      int count = 0;
+      mpi_.check(mpi_.get_count(&statuses_[i], mpi_.byte, &count), "MPI_Get_count");
+      if (static_cast<size_t>(count) != received[i].bytes) {
+        throw Error(ErrorCode::kInternal, "rank " + std::to_string(received[i].from) + " sends " +
+                                              std::to_string(count) + " bytes, not " +
+                                              std::to_string(received[i].bytes));
+      }
+      if (count > 0) std::memcpy(received[i].data, at, received[i].bytes);
+      at += received[i].bytes;
+    }
+  }
+
   void add_progress(uint64_t bytes) override { done_bytes_ += bytes; }
 
   void listen_to_progress(std::function<void(uint64_t)> listener) override {
@@ -167,11 +221,8 @@ class MpiGroup : public ProcessGroup {
 
   void send(int to, Tag tag, std::string bytes) {
     Sending& sending = sending_.emplace_back(Sending{std::move(bytes), nullptr});
-    if (sending.bytes.size() > static_cast<size_t>(INT32_MAX)) {
-      throw Error(ErrorCode::kInternal, "a message between processes is too long");
-    }
-    mpi_.check(mpi_.isend(sending.bytes.data(), static_cast<int>(sending.bytes.size()), mpi_.byte,
-                          to, tag, mpi_.world, &sending.request),
+    mpi_.check(mpi_.isend(sending.bytes.data(), count_of(sending.bytes.size()), mpi_.byte, to, tag,
+                          mpi_.world, &sending.request),
                "MPI_Isend");
   }
 
@@ -243,7 +294,36 @@ class MpiGroup : public ProcessGroup {
     return true;
   }
 
+  static int count_of(size_t bytes) {
+    if (bytes > static_cast<size_t>(INT32_MAX)) {
+      throw Error(ErrorCode::kInternal, "a message between processes is too long");
+    }
+    return static_cast<int>(bytes);
+  }
+
   // These take it.
+
+  /// Waits for requests_. The ranks of a model wait for each other hundreds of times for a token,
+  /// so at first without sleeping; beyond that the core is another's.
+  void finish_exchange() {
+    const auto start = Clock::now();
+    for (;;) {
+      for (int i = 0; i < 20; ++i) {
+        const std::lock_guard lock(mutex_);
+        int is_done = 0;
+        mpi_.check(mpi_.testall(static_cast<int>(requests_.size()), requests_.data(), &is_done,
+                                statuses_.data()),
+                   "MPI_Testall");
+        if (is_done) return;
+      }
+      throw_if_stopped();
+      if (Clock::now() - start < milliseconds(2)) {
+        std::this_thread::yield();
+      } else {
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+      }
+    }
+  }
 
   void post(int to, Tag tag, const std::string& bytes) {
     const std::lock_guard lock(mutex_);
@@ -338,7 +418,10 @@ class MpiGroup : public ProcessGroup {
       const std::lock_guard lock(mutex_);
       if (std::exchange(has_failed_, true)) return mine;
       if (is_broken_) return failure_.value_or(mine);
-      if (!failure_ && mine.code() != ErrorCode::kInterrupted) mine.add_context(name_of(rank_));
+      // What is wrong with the request is wrong on every rank.
+      const bool is_ours =
+          mine.code() != ErrorCode::kInterrupted && mine.code() != ErrorCode::kUsage;
+      if (!failure_ && is_ours) mine.add_context(name_of(rank_));
       if (!failure_ && rank_ == 0) stop_all(mine);
       if (!failure_) send(0, kFailed, pack(mine));
     }
@@ -359,6 +442,7 @@ class MpiGroup : public ProcessGroup {
   }
 
   const MpiLibrary mpi_;
+  const MPI_Comm bulk_;
   const int rank_, size_;
   std::vector<std::string> hosts_;
   std::exception_ptr start_error_;
@@ -374,6 +458,11 @@ class MpiGroup : public ProcessGroup {
   bool has_failed_ = false;             // fail was called
   std::atomic<bool> is_broken_{false};  // some rank does not answer
 
+  // Of the thread that exchanges.
+  std::vector<std::byte> bulk_memory_;
+  std::vector<MPI_Request> requests_;
+  std::vector<MPI_Status> statuses_;
+
   std::atomic<uint64_t> done_bytes_{0};
   std::mutex listen_mutex_;  // guards is_leaving_
   std::condition_variable listen_ends_;
@@ -383,7 +472,7 @@ class MpiGroup : public ProcessGroup {
 
 }  // namespace
 
-std::unique_ptr<ProcessGroup> join_processes(const Launcher& launcher) {
+std::unique_ptr<ProcessLink> join_processes(const Launcher& launcher) {
   if (launcher.size == 1) return nullptr;
   MpiLibrary mpi = MpiLibrary::open();
   int level = 0, rank = 0, size = 0;
@@ -408,7 +497,9 @@ std::unique_ptr<ProcessGroup> join_processes(const Launcher& launcher) {
     mpi.finalize();
     return nullptr;
   }
-  return std::make_unique<MpiGroup>(std::move(mpi), rank, size);
+  MPI_Comm bulk = nullptr;
+  mpi.check(mpi.comm_dup(mpi.world, &bulk), "MPI_Comm_dup");
+  return std::make_unique<MpiGroup>(std::move(mpi), bulk, rank, size);
 }
 
 }  // namespace llmctl::runtime

@@ -45,12 +45,15 @@ MpiLibrary MpiLibrary::open() {
   resolve(library, "MPI_Abort", mpi.abort);
   resolve(library, "MPI_Comm_rank", mpi.comm_rank);
   resolve(library, "MPI_Comm_size", mpi.comm_size);
+  resolve(library, "MPI_Comm_dup", mpi.comm_dup);
   resolve(library, "MPI_Comm_set_errhandler", mpi.comm_set_errhandler);
   resolve(library, "MPI_Error_string", mpi.error_string);
   resolve(library, "MPI_Isend", mpi.isend);
+  resolve(library, "MPI_Irecv", mpi.irecv);
   resolve(library, "MPI_Recv", mpi.recv);
   resolve(library, "MPI_Iprobe", mpi.iprobe);
   resolve(library, "MPI_Test", mpi.test);
+  resolve(library, "MPI_Testall", mpi.testall);
   resolve(library, "MPI_Get_count", mpi.get_count);
   mpi.world = static_cast<MPI_Comm>(symbol(library, "ompi_mpi_comm_world"));
   mpi.byte = static_cast<MPI_Datatype>(symbol(library, "ompi_mpi_byte"));

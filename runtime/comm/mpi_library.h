@@ -25,12 +25,15 @@ class MpiLibrary {
   decltype(&::MPI_Abort) abort = nullptr;
   decltype(&::MPI_Comm_rank) comm_rank = nullptr;
   decltype(&::MPI_Comm_size) comm_size = nullptr;
+  decltype(&::MPI_Comm_dup) comm_dup = nullptr;
   decltype(&::MPI_Comm_set_errhandler) comm_set_errhandler = nullptr;
   decltype(&::MPI_Error_string) error_string = nullptr;
   decltype(&::MPI_Isend) isend = nullptr;
+  decltype(&::MPI_Irecv) irecv = nullptr;
   decltype(&::MPI_Recv) recv = nullptr;
   decltype(&::MPI_Iprobe) iprobe = nullptr;
   decltype(&::MPI_Test) test = nullptr;
+  decltype(&::MPI_Testall) testall = nullptr;
   decltype(&::MPI_Get_count) get_count = nullptr;
 
   MPI_Comm world = nullptr;

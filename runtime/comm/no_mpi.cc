@@ -4,7 +4,7 @@
 
 namespace llmctl::runtime {
 
-std::unique_ptr<ProcessGroup> join_processes(const Launcher& launcher) {
+std::unique_ptr<ProcessLink> join_processes(const Launcher& launcher) {
   if (launcher.size == 1) return nullptr;
   throw Error(ErrorCode::kEnvironment,
               "this llmctl was built without MPI, and its processes cannot share a job",

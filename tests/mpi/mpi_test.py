@@ -7,6 +7,7 @@ line that says so. The simulated hosts are network namespaces with host names of
 root, iproute2 and unshare.
 """
 
+import json
 import os
 import pathlib
 import shutil
@@ -157,10 +158,12 @@ def test_faults(place, expected, launcher=("mpirun",), where=""):
                 lines = our_lines(result)
                 expect(len(lines) == 1 and f"rank {rank} (" in lines[0], f"{what}: {result.stderr}")
                 expect(extra != [] or not list(place.glob(".*partial*")), f"{what}: a working directory is left")
+        journals = [path.read_text() for path in place.glob(".out.llmctl-partial/.llmctl-journal*")]
+        has_units = any(" unit " in journal for journal in journals)
         # What is left goes on with another number of ranks, one among them.
         ranks = (2, 5, 1, 1, 4)[number]
         again = mpirun(place, ranks, LLMCTL, *JOBS["split"], "--resume", launcher=launcher)
-        expect("continued:" in again.stderr, f"{what}: nothing was continued: {again.stderr}")
+        expect("continued:" in again.stderr or not has_units, f"{what}: nothing was continued: {again.stderr}")
         if ranks == 1:
             again.stderr = again.stderr.replace("/s)", "/s, 1 processes)")
         expect_same(again, place, "out", expected["split"], f"{what}, continued by {ranks}")
@@ -182,6 +185,107 @@ def test_interrupt(place, expected):
             shutil.rmtree(place / "out")
     result = mpirun(place, 2, LLMCTL, *JOBS["split"], "--resume")
     expect_same(result, place, "out", expected["split"], "after interrupts")
+
+
+GRIDS = [(2, 1), (1, 2), (2, 2), (4, 1), (1, 4)]
+PROMPT = ["--token-ids", "1,5,9,20,7,7,100"]
+
+
+def make_models(place):
+    """Small ones; the second has positions enough to be still at it when something happens."""
+    for name, positions in (("model", 128), ("endless", 1000000)):
+        sizes = ["num_hidden_layers=4", "hidden_size=64", "num_attention_heads=8", "num_key_value_heads=4",
+                 "intermediate_size=128", "vocab_size=300", f"max_position_embeddings={positions}"]
+        alone(place, "synth", name, "--family", "llama", *[word for size in sizes for word in ("--set", size)], "--to", "hf")
+    result = run([LLMCTL, "run", "model", *PROMPT, "-n", "24"], place)
+    alone(place, "run", "model", *PROMPT, "-n", "0", "--logits-file", "alone.npy")
+    return result.stdout
+
+
+def test_run(place, expected, grids, launcher=("mpirun",), where=""):
+    """Processes are the ranks: the ids and the logits, bit for bit, are those of one rank."""
+    for tp, pp in grids:
+        what = f"run, tp {tp}, pp {pp}{where}"
+        grid = ["run", "model", *PROMPT, "--tp", tp, "--pp", pp]
+        result = mpirun(place, tp * pp, LLMCTL, *grid, "-n", "24", launcher=launcher)
+        expect(result.returncode == 0 and result.stdout == expected, f"{what}: {result}")
+        result = mpirun(place, tp * pp, LLMCTL, *grid, "-n", "0", "--logits-file", "shared.npy", launcher=launcher)
+        expect(result.returncode == 0, f"{what}: {result}")
+        if result.returncode == 0:
+            expect((place / "shared.npy").read_bytes() == (place / "alone.npy").read_bytes(), f"{what}: other logits")
+            (place / "shared.npy").unlink()
+
+
+def test_run_batch(place):
+    """Many requests of unequal lengths, drawn and searched with beams; only rank 0 reads and writes."""
+    lines = [json.dumps({"token_ids": [i, 5, 9, 20][: 1 + i % 4], "max_new_tokens": 5 + i}) for i in range(9)]
+    (place / "requests").write_text("".join(line + "\n" for line in lines))
+    job = ["run", "model", "--data-file", "requests", "--batch-size", "4"]
+    for what, flags in (("greedy", []), ("drawn", ["--temperature", "0.9", "--seed", "3"]), ("beams", ["--beams", "3"])):
+        expected = run([LLMCTL, *job, *flags], place)
+        expect(expected.returncode == 0 and len(expected.stdout.splitlines()) == len(lines), f"batch, {what}: {expected}")
+        for tp, pp in ((2, 2), (1, 3)):
+            result = mpirun(place, tp * pp, LLMCTL, *job, *flags, "--tp", tp, "--pp", pp)
+            expect(result.returncode == 0 and result.stdout == expected.stdout, f"batch, {what}, tp {tp}, pp {pp}: {result}")
+
+
+def test_run_refusals(place):
+    for ranks, tp, pp, hint in ((4, 2, 1, "mpirun -n 2 llmctl run model --tp 2 --pp 1"), (2, 1, 1, "start it alone"),
+                                (2, 2, 2, "mpirun -n 4 llmctl run model --tp 2 --pp 2")):
+        result = mpirun(place, ranks, LLMCTL, "run", "model", *PROMPT, "--tp", tp, "--pp", pp)
+        expect(result.returncode == 2 and len(our_lines(result)) == 1 and hint in result.stderr and not result.stdout,
+               f"{ranks} processes for tp {tp}, pp {pp}: {result}")
+    result = mpirun(place, 2, LLMCTL, "run", "model", "--token-ids", "1,999", "--tp", "2")
+    expect(result.returncode == 2 and len(our_lines(result)) == 1, f"an id beyond the vocabulary: {result}")
+    if SHIM:
+        result = mpirun(place, 4, with_fault(place, 2, "read:3:EIO"), "run", "model", *PROMPT, "--tp", "2", "--pp", "2")
+        expect(result.returncode in (3, 4) and len(our_lines(result)) == 1 and "rank 2 (" in result.stderr,
+               f"a rank that cannot read: {result}")
+
+
+def wait_for_end(pids):
+    """Whether the processes end within seconds; one that nobody has asked how it ended has no command line any more."""
+    def is_running(pid):
+        try:
+            return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+        except OSError:
+            return False
+    deadline = time.monotonic() + 5
+    while any(is_running(pid) for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_run_deaths(place, launcher=("mpirun",), where=""):
+    """A rank that is killed or interrupted while the model generates ends all."""
+    script = place / "noted.sh"
+    script.write_text(f"""#!/bin/sh
+echo $$ > '{place}'/pid.$OMPI_COMM_WORLD_RANK
+exec '{LLMCTL}' "$@"
+""")
+    script.chmod(0o755)
+    for rank, how, code in ((0, signal.SIGKILL, 137), (3, signal.SIGKILL, 137), (1, signal.SIGTERM, 130)):
+        what = f"rank {rank} ended by {how.name}{where}"
+        with open(place / "ids", "w") as ids:
+            process = subprocess.Popen([*launcher, "-n", "4", str(script), "run", "endless", *PROMPT, "--tp", "2", "--pp", "2",
+                                        "-n", "900000", "--ignore-eos"], cwd=place, env=ENV, stdin=subprocess.DEVNULL,
+                                       stdout=ids, stderr=subprocess.PIPE, text=True)
+            deadline = time.monotonic() + 40
+            while (place / "ids").stat().st_size < 8 and time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.05)
+            expect(process.poll() is None, f"{what}: ended before that")
+            pids = [int((place / f"pid.{r}").read_text()) for r in range(4)]
+            start = time.monotonic()
+            os.kill(pids[rank], how)
+            try:
+                process.communicate(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            expect(time.monotonic() - start < 15, f"{what}: took {time.monotonic() - start:.0f} s to end")
+            expect(process.returncode == code, f"{what}: exit {process.returncode}")
+            expect(wait_for_end(pids), f"{what}: a process goes on")
 
 
 class Hosts:
@@ -237,7 +341,7 @@ exec ip netns exec "{self.prefix}$number" unshare --uts sh -c 'hostname "$0"; ev
                 "LLMCTL_JOURNAL_BYTES"]
 
 
-def test_hosts(place, expected):
+def test_hosts(place, expected, ids):
     if os.geteuid() != 0:
         return leave_out("simulated hosts", "network namespaces need root")
     for tool in ("ip", "unshare"):
@@ -253,6 +357,8 @@ def test_hosts(place, expected):
                 expect_same(result, place, "out", expected[name], f"{name} on three hosts")
             if SHIM:
                 test_faults(place, expected, hosts.launcher((1, 1, 3)), " on three hosts")
+            test_run(place, ids, [(2, 2), (1, 4)], hosts.launcher((2, 1, 1)), " on three hosts")
+            test_run_deaths(place, hosts.launcher((2, 1, 1)), " on three hosts")
     except subprocess.CalledProcessError as error:
         leave_out("simulated hosts", f"{' '.join(error.cmd)}: {error.stderr.strip()}")
 
@@ -273,7 +379,12 @@ def main():
             test_faults(place, expected)
         else:
             leave_out("faults", "no LLMCTL_FAULT_SHIM")
-        test_hosts(place, expected)
+        ids = make_models(place)
+        test_run(place, ids, GRIDS)
+        test_run_batch(place)
+        test_run_refusals(place)
+        test_run_deaths(place)
+        test_hosts(place, expected, ids)
     if failures:
         sys.exit(f"mpi_test: {len(failures)} failures")
     print("mpi_test: everything as one process does it")
