@@ -80,7 +80,7 @@ class BatchLoop {
         passes_(static_cast<size_t>(place_.pp)),
         vocab_size_(config.vocab_size) {
     for (Pass& pass : passes_) pass.reserve(options.chunk_tokens);
-    if (samples_) chooser_.emplace(vocab_size_);
+    if (samples_) chooser_.emplace(vocab_size_, options.tokenizer);
     results_.resize(caller.report != nullptr ? requests.size() : 0);
   }
 

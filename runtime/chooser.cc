@@ -41,8 +41,9 @@ void Choices::lay_out(const Pass& pass) {
   top.resize(num_tops);
 }
 
-Chooser::Chooser(int64_t vocab_size)
+Chooser::Chooser(int64_t vocab_size, const Tokenizer* tokenizer)
     : vocab_size_(vocab_size),
+      tokenizer_(tokenizer),
       sampler_(vocab_size),
       processor_(vocab_size),
       scores_(static_cast<size_t>(vocab_size)),
@@ -131,11 +132,25 @@ void Chooser::pick_best(Group& group, bool interrupted, Choices& answers) {
   const auto count = static_cast<size_t>(group.num_candidates());
   for (size_t i = 0; i < count; ++i) {
     Choice choice;
-    if (i < candidates_.size()) choice = candidates_[i].choice;
+    if (i < candidates_.size()) {
+      choice = candidates_[i].choice;
+      choice.ends_text = ends_text(group, choice);
+    }
     choice.interrupted = interrupted;
     answers.choices[next_choice_++] = choice;
   }
   candidates_.clear();
+}
+
+/// Beams come and go, so each candidate's text is decoded from its start.
+bool Chooser::ends_text(const Group& group, const Choice& choice) const {
+  const GenerateRequest& request = *group.request;
+  if (request.stop_strings.empty()) return false;
+  const auto& stops = request.stop_ids;
+  if (std::find(stops.begin(), stops.end(), choice.id) != stops.end()) return false;
+  TextEnd text(*tokenizer_, request.prompt_ids, request.stop_strings);
+  for (const int32_t id : group.members[static_cast<size_t>(choice.member)].ids) text.push(id);
+  return text.push(choice.id);
 }
 
 }  // namespace llmctl::runtime

@@ -31,7 +31,8 @@ size_t count_choices(const Group& group, size_t num_asks);
 /// Used on the rank that samples. Not thread-safe.
 class Chooser {
  public:
-  explicit Chooser(int64_t vocab_size);
+  /// `tokenizer` is for the stop strings of beam searches; null when no request has any.
+  Chooser(int64_t vocab_size, const Tokenizer* tokenizer);
 
   /// Answers the asks [first, first + num_rows) of `pass` from their rows of logits. Blocks of a
   /// pass must come in order. Throws what Sampler and LogitsProcessor throw.
@@ -45,6 +46,7 @@ class Chooser {
   void draw(Group& group, int32_t member, const float* row, bool interrupted, Choices& answers);
   void collect(Group& group, int32_t member, const float* row);
   void pick_best(Group& group, bool interrupted, Choices& answers);
+  bool ends_text(const Group& group, const Choice& choice) const;
 
   struct Candidate {
     double key = 0;  ///< the score that it is chosen by
@@ -52,6 +54,7 @@ class Chooser {
   };
 
   int64_t vocab_size_;
+  const Tokenizer* tokenizer_;
   Sampler sampler_;
   LogitsProcessor processor_;
   std::vector<float> scores_;

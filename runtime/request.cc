@@ -117,9 +117,6 @@ void check_width(const GenerateRequest& request) {
     throw_usage("--beams", "takes the likeliest sequences and draws nothing",
                 "leave out --temperature");
   }
-  if (!request.stop_strings.empty()) {
-    throw_usage("--stop", "does not go with --beams", "use --stop-ids");
-  }
   if (request.num_logprobs > 0) {
     throw_usage("--logprobs " + std::to_string(request.num_logprobs),
                 "a beam search has those of the chosen tokens only", "use --logprobs 0");

@@ -59,7 +59,7 @@ void Scheduler::admit() {
       group->spare.resize(static_cast<size_t>(request.beams.num_beams));
       for (Sequence& s : group->spare) reserve(s, request, own_pages);
     }
-    if (watches_text_ && !request.stop_strings.empty()) {
+    if (watches_text_ && request.beams.num_beams == 1 && !request.stop_strings.empty()) {
       if (options_.tokenizer == nullptr) {
         throw Error(ErrorCode::kInternal, "stop strings without a tokenizer");
       }

@@ -73,7 +73,7 @@ void Group::advance_beams(std::span<const Choice> candidates, PagePool& pool) {
     const Sequence& parent = members[static_cast<size_t>(choice.member)];
     const bool stops = contains(request->stop_ids, choice.id);
     interrupted |= choice.interrupted;
-    if (!stops && !choice.interrupted && length < request->max_new_tokens) {
+    if (!stops && !choice.ends_text && !choice.interrupted && length < request->max_new_tokens) {
       if (num_next == width) continue;
       Sequence& next = spare[num_next++];
       next.continue_from(parent);
@@ -98,6 +98,7 @@ void Group::advance_beams(std::span<const Choice> candidates, PagePool& pool) {
     result.logprobs.push_back(choice.logprob);
     result.cumulative_logprob = parent.cumulative_logprob + static_cast<double>(choice.logprob);
     result.stop_reason = stops                ? StopReason::kStopId
+                         : choice.ends_text   ? StopReason::kStopString
                          : choice.interrupted ? StopReason::kInterrupted
                                               : StopReason::kLength;
     finished.insert(place, std::move(result));

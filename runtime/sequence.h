@@ -75,7 +75,7 @@ struct Group {
   const GenerateRequest* request = nullptr;
   std::vector<Sequence> members;   ///< one until the prompt has been computed
   std::vector<Sequence> spare;     ///< of a beam search: the members of the next step
-  std::vector<TextEnd> text_ends;  ///< by member; empty without stop strings
+  std::vector<TextEnd> text_ends;  ///< by member; empty without stop strings, and with beams
   bool forked = false;             ///< the prompt has been computed and all members exist
   int64_t reserved_pages = 0;
   // Of a beam search.
