@@ -115,9 +115,12 @@ void print_summary(const runtime::GenerateReport& report, const Timings& timings
   int64_t generated = 0;
   for (const auto& result : report.results) generated += static_cast<int64_t>(result.ids.size());
   char line[200];
-  std::snprintf(line, sizeof line, "loaded in %.0f ms, %lld prompt tokens in %.0f ms, ",
-                timings.load_ms, static_cast<long long>(report.prompt_tokens), timings.prefill_ms);
-  std::string text = line + std::to_string(generated) + " generated";
+  std::snprintf(line, sizeof line, "loaded in %.0f ms, %lld prompt tokens", timings.load_ms,
+                static_cast<long long>(report.prompt_tokens));
+  std::string text = line;
+  if (report.reused_tokens > 0) text += " (" + std::to_string(report.reused_tokens) + " shared)";
+  std::snprintf(line, sizeof line, " in %.0f ms, ", timings.prefill_ms);
+  text += line + std::to_string(generated) + " generated";
   if (const auto speed = timings.tokens_per_second()) {
     std::snprintf(line, sizeof line, ", %.1f tokens/s", *speed);
     text += line;

@@ -326,6 +326,74 @@ TEST_CASE("engine: several sequences of a prompt are those of their own random s
   }
 }
 
+namespace {
+
+struct Beam {
+  std::vector<int32_t> ids;
+  float score = 0;
+};
+
+/// Beam search without stop ids, every step computed from the first token on.
+std::vector<Beam> search(Engine& engine, const GenerateRequest& request) {
+  const auto vocab = static_cast<size_t>(engine.config().vocab_size);
+  const auto width = static_cast<size_t>(request.beams.num_beams);
+  std::vector<Beam> beams(1);
+  for (int64_t step = 0; step < request.max_new_tokens; ++step) {
+    std::vector<Beam> candidates;
+    for (const Beam& beam : beams) {
+      auto text = request.prompt_ids;
+      text.insert(text.end(), beam.ids.begin(), beam.ids.end());
+      const auto logits = engine.prompt_logits(text);
+      const float* row = logits.data() + (text.size() - 1) * vocab;
+      const double sum = runtime::log_sum_exp(row, static_cast<int64_t>(vocab));
+      for (size_t i = 0; i < vocab; ++i) {
+        Beam next = beam;
+        next.ids.push_back(static_cast<int32_t>(i));
+        next.score += static_cast<float>(static_cast<double>(row[i]) - sum);
+        candidates.push_back(std::move(next));
+      }
+    }
+    std::stable_sort(candidates.begin(), candidates.end(),
+                     [](const Beam& a, const Beam& b) { return a.score > b.score; });
+    candidates.resize(width);
+    beams = std::move(candidates);
+  }
+  return beams;
+}
+
+}  // namespace
+
+TEST_CASE("engine: beams that share pages find what a search without a cache finds") {
+  for (const std::string name : {"llama", "yuan", "bloom"}) {
+    CAPTURE(name);
+    const auto model = open_family(name);
+    auto request = greedy({5, 6, 7, 8, 9}, 9);
+    request.beams.num_beams = 4;
+    request.num_sequences = 4;
+    request.beams.length_penalty = 0;
+    Engine plain(model, grid(1, 1));
+    const auto want = search(plain, request);
+    const std::array batch = {greedy({5, 6, 7, 8, 9, 3}, 14), request, request};
+    for (const auto& [tp, pp] : {std::pair{1, 1}, std::pair{2, 2}}) {
+      CAPTURE(pp);
+      EngineOptions options = grid(tp, pp);
+      options.page_size = 3;
+      Engine engine(model, options);
+      const auto report = engine.generate(batch);
+      CHECK(report.results[0].ids == ids_of(plain, batch[0]));
+      for (const size_t place : {size_t{1}, size_t{2}}) {
+        const auto& result = report.results[place];
+        REQUIRE(result.others.size() == 3);
+        for (size_t i = 0; i < 4; ++i) {
+          const auto& got = i == 0 ? result : result.others[i - 1];
+          CHECK(got.ids == want[i].ids);
+          CHECK(static_cast<float>(got.score) == want[i].score);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("engine: log probabilities are those of the model's own logits") {
   const auto model = open_family("llama");
   Engine engine(model, grid(1, 2));
