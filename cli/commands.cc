@@ -17,6 +17,7 @@ constexpr std::array kCommands = {
     Command{"convert", "Write a checkpoint in another format, layout or dtype", add_convert, true},
     Command{"reshard", "Write a checkpoint for other tensor- and pipeline-parallel sizes",
             add_reshard, true},
+    Command{"export", "Write the inference model that `run` starts from at once", add_export},
     Command{"plan", "Say what a conversion or reshard would do, need and take", add_plan},
     Command{"check", "Verify a directory that llmctl wrote against its manifest", add_check},
     Command{"diff", "Compare the weights of two checkpoints, whatever their layouts", add_diff},

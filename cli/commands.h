@@ -31,6 +31,7 @@ std::span<const Command> command_table();
 // One per file cli/<verb>.cc.
 Run add_inspect(CLI::App& verb);
 Run add_convert(CLI::App& verb);
+Run add_export(CLI::App& verb);
 Run add_plan(CLI::App& verb);
 Run add_synth(CLI::App& verb);
 Run add_check(CLI::App& verb);

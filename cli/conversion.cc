@@ -30,6 +30,11 @@ void report_overflows(const reshard::ConvertSummary& summary, const std::string&
 
 }  // namespace
 
+reshard::OnOverflow overflow_policy(const std::string& name) {
+  if (name == "error") return reshard::OnOverflow::kError;
+  return name == "clamp" ? reshard::OnOverflow::kClamp : reshard::OnOverflow::kInf;
+}
+
 void MegatronFlags::add(CLI::App& verb, bool has_source) {
   add_integer(verb, "--pp,--pipeline-parallel-size", pp, 1, 65536, "P",
               "Pipeline-parallel size of a Megatron target (default 1)");

@@ -36,6 +36,9 @@ struct WriteFlags {
   void resolve(reshard::ConvertOptions& options) const;
 };
 
+/// What `--on-overflow error|inf|clamp` means.
+reshard::OnOverflow overflow_policy(const std::string& name);
+
 /// Prints the notes, then the plan (--dry-run) or runs it with progress and a summary.
 /// `on_overflow` is the policy's name, for the report. Of a group only rank 0 prints.
 ExitCode carry_out(reshard::Conversion& conversion, const WriteFlags& flags,

@@ -28,7 +28,7 @@ constexpr std::array<std::string_view, 3> kOverflowPolicies = {"error", "inf", "
 std::vector<std::string_view> writable_formats() {
   std::vector<std::string_view> names;
   for (const formats::Format& format : formats::format_table()) {
-    if (format.place != nullptr) names.push_back(format.name);
+    if (format.place != nullptr && format.name != "export") names.push_back(format.name);
   }
   return names;
 }
@@ -39,11 +39,6 @@ std::vector<std::string_view> writable_dtypes() {
     if (!info.flag.empty()) names.push_back(info.flag);
   }
   return names;
-}
-
-reshard::OnOverflow overflow_policy(const std::string& name) {
-  if (name == "error") return reshard::OnOverflow::kError;
-  return name == "clamp" ? reshard::OnOverflow::kClamp : reshard::OnOverflow::kInf;
 }
 
 reshard::ConvertOptions resolve(const ConvertFlags& flags) {

@@ -40,7 +40,7 @@ std::vector<std::string_view> family_names() {
 std::vector<std::string_view> writable_formats() {
   std::vector<std::string_view> names;
   for (const formats::Format& format : formats::format_table()) {
-    if (format.place != nullptr) names.push_back(format.name);
+    if (format.place != nullptr && format.name != "export") names.push_back(format.name);
   }
   return names;
 }

@@ -15,12 +15,16 @@
 
 namespace llmctl::formats {
 
+class FileDecoder;  // formats/file_decoder.h
+
 struct CheckpointFile {
   std::filesystem::path path;
-  uint64_t size_bytes = 0;
+  uint64_t size_bytes = 0;  ///< on the disk
+  /// Gives the bytes that tensors' offsets count in; null: they are the file's own.
+  std::shared_ptr<const FileDecoder> decoder = nullptr;
 };
 
-/// One tensor as it lies in a file. Nothing is copied: the bytes are `files[file]` from
+/// One tensor as it lies in a file. Nothing is copied: the bytes are `files[file]`, decoded, from
 /// `offset_bytes`, which readers have checked to hold every element.
 struct StoredTensor {
   std::string name;  ///< as in the checkpoint, without a rank suffix
@@ -96,10 +100,12 @@ struct FilePlan {
 };
 
 struct MegatronWriteOptions;  // formats/megatron_writer.h
+struct ExportWriteOptions;    // formats/export.h
 
 struct WriteOptions {
   uint64_t max_shard_bytes = uint64_t{5} * 1000 * 1000 * 1000;
   std::shared_ptr<const MegatronWriteOptions> megatron = nullptr;  ///< required by that format
+  std::shared_ptr<const ExportWriteOptions> exported = nullptr;    ///< required by that format
 };
 
 }  // namespace llmctl::formats

@@ -5,6 +5,7 @@
 
 #include "formats/core/error.h"
 #include "formats/deepspeed.h"
+#include "formats/export.h"
 #include "formats/faster_transformer.h"
 #include "formats/hugging_face.h"
 #include "formats/megatron.h"
@@ -22,7 +23,10 @@ std::vector<FilePlan> place_megatron_tree(std::span<const TargetTensor> tensors,
   return place_megatron(tensors, *options.megatron);
 }
 
+// An export has safetensors files as well, so it is tried first.
 constexpr std::array kFormats = {
+    Format{"export", "llmctl export directory (model.json, rank-*.safetensors)", detect_export,
+           read_export, place_export},
     Format{"hf", "Hugging Face directory (safetensors or torch weights, config.json)",
            detect_hugging_face, read_hugging_face, place_safetensors},
     Format{"ft", "FasterTransformer N-gpu directory (model.*.bin, config.ini)",

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <utility>
 
 #include "formats/core/error.h"
 #include "formats/core/file.h"
+#include "formats/file_decoder.h"
 #include "formats/json_scanner.h"
 #include "formats/safetensors_format.h"
 #include "formats/stranger.h"
@@ -41,8 +43,9 @@ struct Entry {
 
 class HeaderReader {
  public:
-  HeaderReader(JsonScanner::Refill refill, std::string where)
-      : where_(std::move(where)), json_(std::move(refill), where_) {}
+  /// `metadata` receives the texts of that name; null: they are checked and left.
+  HeaderReader(JsonScanner::Refill refill, std::string where, SafetensorsMetadata* metadata)
+      : where_(std::move(where)), json_(std::move(refill), where_), metadata_(metadata) {}
 
   std::vector<Entry> read() {
     json_.enter_object();
@@ -71,11 +74,14 @@ class HeaderReader {
     while (json_.next_key(key, kMaxNameBytes)) {
       if (keys.size() == kMaxTensors) throw_invalid(where_, "'__metadata__' has too many entries");
       keys.push_back(key);
-      // Only the type matters: values are text, and nothing of them is kept.
       if (!json_.is_at_text()) {
         throw_invalid(where_, "'__metadata__' entry " + in_quotes(key) + " is not a text");
       }
-      json_.skip_value();
+      if (metadata_ == nullptr) {
+        json_.skip_value();
+      } else {
+        (*metadata_)[key] = json_.read_text(kMaxNameBytes);
+      }
     }
     std::sort(keys.begin(), keys.end());
     const auto twice = std::adjacent_find(keys.begin(), keys.end());
@@ -155,6 +161,7 @@ class HeaderReader {
 
   std::string where_;
   JsonScanner json_;
+  SafetensorsMetadata* metadata_;
   std::vector<Entry> entries_;
 };
 
@@ -239,10 +246,11 @@ uint64_t header_length(std::span<const std::byte, 8> prefix, uint64_t size,
 }
 
 void read_header(JsonScanner::Refill refill, uint64_t header_bytes, uint64_t size,
-                 const std::string& where, int file, std::vector<StoredTensor>& out) {
+                 const std::string& where, int file, std::vector<StoredTensor>& out,
+                 SafetensorsMetadata* metadata = nullptr) {
   const uint64_t data_offset = 8 + header_bytes;
   const uint64_t data_bytes = size - data_offset;
-  std::vector<Entry> entries = HeaderReader(std::move(refill), where).read();
+  std::vector<Entry> entries = HeaderReader(std::move(refill), where, metadata).read();
   check_sizes(entries, data_bytes, where);
   check_names(entries, where);
   // The end breaks ties so that empty tensors come before the one that starts where they lie.
@@ -276,15 +284,17 @@ void parse_safetensors(std::span<const std::byte> bytes, const std::string& wher
   read_header([&] { return std::exchange(header, {}); }, length, bytes.size(), where, file, out);
 }
 
-void read_safetensors(const fs::path& path, int file, std::vector<StoredTensor>& out) {
-  const std::string where = path.string();
-  const File source = File::open_read(path);
-  const uint64_t size = source.size_bytes();
+namespace {
+
+using ReadAt = std::function<void(std::span<std::byte> out, uint64_t offset)>;
+
+void read_from(const ReadAt& read_at, uint64_t size, const std::string& where, int file,
+               std::vector<StoredTensor>& out, SafetensorsMetadata* metadata) {
   std::array<std::byte, 9> prefix{};
-  if (size >= prefix.size()) source.read_at(prefix, 0);
+  if (size >= prefix.size()) read_at(prefix, 0);
   if (prefix[8] != std::byte{'{'}) {
     // The start decides: a length may look like the signature of another format.
-    if (const auto stranger = describe_stranger_file(path)) {
+    if (const auto stranger = describe_stranger_file(where)) {
       throw_invalid(where, "expected a safetensors file, this is " + stranger->what,
                     stranger->hint);
     }
@@ -298,11 +308,29 @@ void read_safetensors(const fs::path& path, int file, std::vector<StoredTensor>&
   const auto refill = [&]() -> std::span<const std::byte> {
     const auto part = std::span(window).first(
         static_cast<size_t>(std::min<uint64_t>(window.size(), length - done)));
-    if (!part.empty()) source.read_at(part, 8 + done);
+    if (!part.empty()) read_at(part, 8 + done);
     done += part.size();
     return part;
   };
-  read_header(refill, length, size, where, file, out);
+  read_header(refill, length, size, where, file, out, metadata);
+}
+
+}  // namespace
+
+void read_safetensors(const fs::path& path, int file, std::vector<StoredTensor>& out) {
+  const File source = File::open_read(path);
+  read_from([&](auto bytes, uint64_t offset) { source.read_at(bytes, offset); },
+            source.size_bytes(), path.string(), file, out, nullptr);
+}
+
+SafetensorsMetadata read_safetensors(const CheckpointFile& source, int file,
+                                     std::vector<StoredTensor>& out) {
+  SafetensorsMetadata metadata;
+  const TensorFile opened(source);
+  read_from([&](auto bytes, uint64_t offset) { opened.read_at(bytes, offset); },
+            source.decoder ? source.decoder->size_bytes() : source.size_bytes, source.path.string(),
+            file, out, &metadata);
+  return metadata;
 }
 
 bool is_safetensors_file(const fs::path& path) {

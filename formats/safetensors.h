@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -17,6 +18,14 @@ namespace llmctl::formats {
 /// Throws kInvalidInput otherwise, naming Git LFS pointers for what they are. Source:
 /// safetensors/src/tensor.rs, `Metadata::validate`.
 void read_safetensors(const std::filesystem::path& path, int file, std::vector<StoredTensor>& out);
+
+/// Texts of `__metadata__`, by key.
+using SafetensorsMetadata = std::map<std::string, std::string>;
+
+/// The same from a file that may be encoded. Returns the metadata, refusing texts above 4,096
+/// bytes.
+SafetensorsMetadata read_safetensors(const CheckpointFile& source, int file,
+                                     std::vector<StoredTensor>& out);
 
 /// The same for a whole file in memory; `where` names it in messages.
 void parse_safetensors(std::span<const std::byte> bytes, const std::string& where, int file,

@@ -8,8 +8,8 @@
 
 #include "formats/core/cancel.h"
 #include "formats/core/error.h"
-#include "formats/core/file.h"
 #include "formats/core/thread_pool.h"
+#include "formats/file_decoder.h"
 
 namespace llmctl::reshard {
 
@@ -176,8 +176,7 @@ std::vector<CanonicalDigest> digest_stored(const Model& model, int jobs) {
     const auto width = static_cast<int64_t>(dtype_bytes(tensor.dtype));
     static thread_local std::vector<std::byte> bytes;
     bytes.resize(static_cast<size_t>((slab.hi - slab.lo) * width));
-    const File file =
-        File::open_read(model.checkpoint().files[static_cast<size_t>(tensor.file)].path);
+    const formats::TensorFile file(model.checkpoint().files[static_cast<size_t>(tensor.file)]);
     file.read_at(bytes, tensor.offset_bytes + static_cast<uint64_t>(slab.lo * width));
     for (const Part& part : parts[slab.tensor]) {
       sums[part.key] += part.box.digest(slab.lo, slab.hi, bytes.data(), width);

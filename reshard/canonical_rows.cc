@@ -3,7 +3,7 @@
 
 #include "formats/core/cancel.h"
 #include "formats/core/error.h"
-#include "formats/core/file.h"
+#include "formats/file_decoder.h"
 #include "reshard/executor.h"
 
 namespace llmctl::reshard {
@@ -34,8 +34,7 @@ void copy_ops(const Model& model, const std::vector<CopyOp>& ops, std::byte* out
   for (const auto& [source, ops_of_source] : by_source) {
     const StoredTensor& tensor = model.checkpoint().tensors[static_cast<size_t>(source)];
     const auto width = static_cast<int64_t>(dtype_bytes(tensor.dtype));
-    const File file =
-        File::open_read(model.checkpoint().files[static_cast<size_t>(tensor.file)].path);
+    const formats::TensorFile file(model.checkpoint().files[static_cast<size_t>(tensor.file)]);
     for (const OpGroup& group : group_ops(ops_of_source, Side::kSource, kSlabBytes / width)) {
       throw_if_cancelled();
       const size_t bytes = static_cast<size_t>((group.hi - group.lo) * width);

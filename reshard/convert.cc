@@ -62,7 +62,8 @@ struct Conversion::State {
     notes = model.notes();
     if (options.keep_pipeline) options.pp = model.checkpoint().pipeline_parallel_size;
     const bool ft = options.format == "ft";
-    if (options.format != "megatron" && (options.pp != 1 || options.virtual_pp != 1)) {
+    const bool has_stages = options.format == "megatron" || options.format == "export";
+    if (!has_stages && (options.pp != 1 || options.virtual_pp != 1)) {
       throw_usage("--pp " + std::to_string(options.pp),
                   "only Megatron's layout is split over pipeline stages",
                   "leave --pp out, or give --to megatron");
@@ -110,6 +111,8 @@ struct Conversion::State {
       blocks += (blocks.empty() ? "" : ",") + std::to_string(layers);
     }
     return {{"--to", options.format},
+            {"--matrix-layout", std::string(formats::matrix_layout_name(options.matrix_layout))},
+            {"--compress", options.compress ? "zstd" : ""},
             {"--tp", std::to_string(options.tp)},
             {"--pp", std::to_string(options.pp)},
             {"--pipeline-blocks", blocks},
@@ -139,6 +142,9 @@ struct Conversion::State {
     job.read_back = open_options();
     job.resume = options.resume;
     job.request = request();
+    job.pack_matrices =
+        options.format == "export" && options.matrix_layout == formats::MatrixLayout::kPanels16;
+    job.compress = options.compress;
     job.with_manifest = !options.ft_exact;
     job.format = options.format;
     job.geometry = geometry;

@@ -12,6 +12,7 @@
 
 #include "formats/checkpoint.h"
 #include "formats/core/dtype.h"
+#include "formats/export.h"
 #include "reshard/executor.h"
 #include "reshard/model.h"
 #include "reshard/output.h"
@@ -34,7 +35,9 @@ struct ConvertOptions {
   std::optional<SynthSource> synth;  ///< `source` is then a name for messages
   /// FasterTransformer: the directory that receives <tp>-gpu, unless it is called that itself.
   std::filesystem::path destination;
-  std::string format;  ///< name in kFormats: "hf", "ft", "megatron"
+  std::string format;  ///< name in kFormats: "hf", "ft", "megatron", "export"
+  formats::MatrixLayout matrix_layout = formats::MatrixLayout::kPanels16;  ///< exports only
+  bool compress = false;  ///< exports only: ranks' files with zstd
   int64_t tp = 1;
   int64_t pp = 1, virtual_pp = 1;        ///< Megatron only
   std::vector<int64_t> pipeline_blocks;  ///< layers of each stage; empty: even, or as in the source

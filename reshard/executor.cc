@@ -390,6 +390,11 @@ class Executor {
     }
   }
 
+  bool is_decoded(int source) const {
+    return plan_.model->checkpoint().files[static_cast<size_t>(stored(source).file)].decoder !=
+           nullptr;
+  }
+
   bool has_steps(size_t tensor) const {
     return plan_.tensors[tensor].multiply != 1 || plan_.tensors[tensor].divide != 1;
   }
@@ -595,7 +600,7 @@ class Executor {
       const int64_t first = lo + static_cast<int64_t>(done) / width;
       if (options_.observer != nullptr) options_.observer->on_write(index, first, data);
       const auto offset = static_cast<uint64_t>(first * width);
-      if (unchanged != nullptr) {
+      if (unchanged != nullptr && !is_decoded(unchanged->source)) {
         const StoredTensor& source = stored(unchanged->source);
         const auto file = files_.get(source.file);
         const uint64_t at = source.offset_bytes +

@@ -298,6 +298,11 @@ void FileSink::write_fragments() {
   }
 }
 
+void FileSink::write_ahead(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) {
+  opened(*targets_[places_[tensor].file])
+      ->file.write_at(bytes, places_[tensor].offset_bytes + offset_bytes);
+}
+
 void FileSink::take(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes,
                     bool on_disk, const Origin* origin) {
   if (bytes.empty()) return;

@@ -70,6 +70,9 @@ class FileSink : public TensorSink {
   /// they are there, so that a run that is killed leaves them to the next.
   void write_fragments();
 
+  /// Writes bytes that will be written again once more of them are known: they count for nothing.
+  void write_ahead(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes);
+
   /// After this process's last tensor, where another one finishes: flushes what was written to the
   /// disk and returns what the other needs. Nothing may be called after it.
   std::string hand_over();

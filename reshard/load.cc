@@ -1,14 +1,21 @@
 #include "reshard/load.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 #include "formats/core/error.h"
+#include "formats/core/file.h"
 #include "reshard/executor.h"
 #include "reshard/model.h"
+#include "reshard/panel_file.h"
+#include "reshard/rank_layout.h"
+#include "reshard/synth.h"
 
 namespace llmctl::reshard {
 
@@ -39,7 +46,9 @@ class MemorySink : public TensorSink {
  public:
   explicit MemorySink(std::vector<std::byte*> targets) : targets_(std::move(targets)) {}
   std::byte* memory(size_t tensor) override { return targets_[tensor]; }
-  void write(size_t, uint64_t, std::span<const std::byte>) override {}
+  void write(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) override {
+    std::memcpy(targets_[tensor] + offset_bytes, bytes.data(), bytes.size());
+  }
 
  private:
   std::vector<std::byte*> targets_;
@@ -78,6 +87,97 @@ const RankWeights::Tensor& RankWeights::get(const std::string& name) const {
   return *tensor;
 }
 
+namespace {
+
+/// Whether the stored tensor is the planned one element for element, so that no copy is needed.
+bool is_identity(const PlannedTensor& planned, const formats::StoredTensor& stored) {
+  if (stored.dtype != planned.target.dtype || stored.shape != planned.target.shape ||
+      !stored.is_contiguous() || planned.product || !planned.plus.empty() ||
+      planned.multiply != 1 || planned.divide != 1) {
+    return false;
+  }
+  return std::all_of(planned.ops.begin(), planned.ops.end(), [&](const CopyOp& op) {
+    if (op.source != planned.ops.front().source || op.src_offset != op.dst_offset) return false;
+    for (int a = 0; a < op.box.num_axes; ++a) {
+      if (op.box.extents[a] > 1 && op.box.src_strides[a] != op.box.dst_strides[a]) return false;
+    }
+    return true;
+  });
+}
+
+/// Where a file holds a planned tensor just as memory would: panels or a vector, aligned.
+struct InFile {
+  int file = 0;
+  uint64_t offset_bytes = 0, size_bytes = 0;
+};
+std::optional<InFile> find_in_file(const Model& model, const PlannedTensor& planned) {
+  if (planned.ops.empty()) return std::nullopt;
+  const formats::Checkpoint& checkpoint = model.checkpoint();
+  const auto& stored = checkpoint.tensors[static_cast<size_t>(planned.ops.front().source)];
+  if (!is_identity(planned, stored) || stored.offset_bytes % kAlignment != 0) return std::nullopt;
+  const auto* panels = dynamic_cast<const PanelFile*>(
+      checkpoint.files[static_cast<size_t>(stored.file)].decoder.get());
+  // Only files that were laid out for it: others may be written to while the model runs.
+  if (panels == nullptr || !panels->is_mappable()) return std::nullopt;
+  const bool is_matrix = planned.target.shape.size() == 2;
+  const PackedMatrix* matrix = panels->find(stored.offset_bytes);
+  if (is_matrix != (matrix != nullptr)) return std::nullopt;
+  return InFile{stored.file, stored.offset_bytes,
+                is_matrix ? matrix->num_bytes() : planned.num_bytes()};
+}
+
+/// The page tables of what is mapped, made at once and by all threads: page by page while the first
+/// token is computed takes longer.
+void populate(const std::byte* data, size_t size, ThreadPool& pool) {
+  constexpr size_t kStep = size_t{16} << 20;
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(data) + size;
+  pool.parallel_for(static_cast<int64_t>((end - begin + kStep - 1) / kStep), [&](int64_t i) {
+    const uintptr_t from = begin + static_cast<uintptr_t>(i) * kStep;
+    // A hint: an older kernel refuses it, and the pages come when they are touched.
+    ::madvise(reinterpret_cast<void*>(from), std::min<size_t>(kStep, end - from),
+              MADV_POPULATE_READ);
+  });
+}
+
+/// The seed of a model that no file holds, as describe_model was told.
+uint64_t seed_of(const Model& model) {
+  const std::string& origin = model.checkpoint().texts.at("origin");
+  uint64_t seed = 0;
+  if (!origin.starts_with("seed ") ||
+      std::from_chars(origin.data() + 5, origin.data() + origin.size(), seed).ec != std::errc()) {
+    throw Error(ErrorCode::kInternal, "no seed for random weights", origin);
+  }
+  return seed;
+}
+
+}  // namespace
+
+/// Files mapped for as long as their tensors are in use.
+struct RankWeights::Maps {
+  std::map<int, MappedFile> files;
+  std::map<int, std::pair<uint64_t, uint64_t>> used;  // the range of each that is
+
+  const std::byte* take(const formats::Checkpoint& checkpoint, const InFile& place) {
+    const auto& described = checkpoint.files[static_cast<size_t>(place.file)];
+    const MappedFile& file = files.try_emplace(place.file, described.path).first->second;
+    const uint64_t end = place.offset_bytes + place.size_bytes;
+    if (file.bytes().size() != described.size_bytes) {
+      throw Error(ErrorCode::kEnvironment, "the file changed while it was in use",
+                  described.path.string(), "make sure that nothing else writes to it");
+    }
+    if (!is_inside(place.offset_bytes, place.size_bytes, file.bytes().size())) {
+      throw Error(ErrorCode::kInternal, "a tensor beyond the end of its file",
+                  described.path.string());
+    }
+    auto& [lo, hi] = used.try_emplace(place.file, place.offset_bytes, end).first->second;
+    lo = std::min(lo, place.offset_bytes);
+    hi = std::max(hi, end);
+    return file.bytes().data() + place.offset_bytes;
+  }
+};
+
 RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, const RankSlice& slice,
                       std::optional<DType> matrix_dtype, ThreadPool& pool) {
   PlanOptions options;
@@ -88,12 +188,27 @@ RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, con
   options.must_use_all = false;
   options.target_name = "runtime";
   options.dtype = [&](const Shape& shape, DType source) {
-    if (shape.size() < 2) return DType::F32;
-    const DType dtype = matrix_dtype.value_or(source);
-    return kernels::has_panels(dtype) ? dtype : DType::F32;
+    return rank_dtype(shape, source, matrix_dtype);
   };
-  const Plan plan = make_plan(model, rules, options);
+  Plan plan = make_plan(model, rules, options);
+  const bool is_random = model.checkpoint().format == "canonical";
   RankWeights weights;
+  auto maps = std::make_shared<RankWeights::Maps>();
+  std::vector<PlannedTensor> to_load;
+  for (PlannedTensor& tensor : plan.tensors) {
+    const auto place = is_random ? std::nullopt : find_in_file(model, tensor);
+    if (!place) {
+      to_load.push_back(std::move(tensor));
+      continue;
+    }
+    weights.tensors_[tensor.target.name] = {tensor.target.dtype, tensor.target.shape,
+                                            maps->take(model.checkpoint(), *place)};
+    weights.mapped_bytes_ += place->size_bytes;
+  }
+  plan.tensors = std::move(to_load);
+  for (const auto& [file, range] : maps->used) {
+    populate(maps->files.at(file).bytes().data() + range.first, range.second - range.first, pool);
+  }
   size_t total = 0;
   for (const PlannedTensor& tensor : plan.tensors) total += bytes_in_memory(tensor);
   auto block = std::make_shared<RankWeights::Block>(total);
@@ -110,14 +225,19 @@ RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, con
   execute_options.jobs = pool.num_threads();
   // A run on infinite weights would print nonsense, not an error.
   execute_options.overflow_is_error = true;
-  execute(plan, sink, execute_options);
+  if (is_random) {
+    fill_random(plan, seed_of(model), sink, execute_options);
+  } else {
+    execute(plan, sink, execute_options);
+  }
   for (size_t i = 0; i < targets.size(); ++i) {
     const formats::TargetTensor& target = plan.tensors[i].target;
     if (target.shape.size() != 2) continue;
     kernels::pack_panels_in_place(targets[i], target.dtype, target.shape[0], target.shape[1], pool);
   }
+  weights.maps_ = std::move(maps);
   weights.blocks_.push_back(std::move(block));
-  weights.total_bytes_ = total;
+  weights.total_bytes_ = total + weights.mapped_bytes_;
   return weights;
 }
 

@@ -47,20 +47,25 @@ class RankWeights {
   /// Throws kInternal when absent.
   const Tensor& get(const std::string& name) const;
   uint64_t total_bytes() const { return total_bytes_; }
+  /// Of these, bytes that lie in mapped files.
+  uint64_t mapped_bytes() const { return mapped_bytes_; }
 
  private:
   friend RankWeights load_rank(const Model&, std::span<const TensorRule>, const RankSlice&,
                                std::optional<DType>, ThreadPool&);
   struct Block;
+  struct Maps;
   std::map<std::string, Tensor> tensors_;
   std::vector<std::shared_ptr<Block>> blocks_;
-  uint64_t total_bytes_ = 0;
+  std::shared_ptr<const Maps> maps_;
+  uint64_t total_bytes_ = 0, mapped_bytes_ = 0;
 };
 
 /// Loads every row of `rules` that the model has, as it stands for the rank. Matrices (two stored
 /// axes) are cast to `matrix_dtype`, or keep the checkpoint's dtype when nothing, and packed as
-/// panels where they stand; vectors become F32. Throws what planning and reading throw, and
-/// kInvalidInput when a finite value does not fit matrix_dtype.
+/// panels where they stand; vectors become F32. What the file of an export holds just so is mapped,
+/// not read. A described model (describe_model) gets its random weights. Throws what planning and
+/// reading throw, and kInvalidInput when a finite value does not fit matrix_dtype.
 RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, const RankSlice& slice,
                       std::optional<DType> matrix_dtype, ThreadPool& pool);
 

@@ -14,15 +14,7 @@ namespace llmctl::reshard {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-namespace {
-
-constexpr int kManifestVersion = 1;
-/// What stands around the document's own digest; it is the last value.
-constexpr std::string_view kDigestKey = "  \"manifest_digest\": \"";
-constexpr std::string_view kDocumentEnd = "\"\n}\n";
-constexpr size_t kDigestDigits = 32;
-
-std::string text_digest(std::string_view text) {
+std::string text_fingerprint(std::string_view text) {
   XXH128_canonical_t bytes;
   XXH128_canonicalFromHash(&bytes, XXH3_128bits(text.data(), text.size()));
   static constexpr char kDigits[] = "0123456789abcdef";
@@ -33,6 +25,14 @@ std::string text_digest(std::string_view text) {
   }
   return digits;
 }
+
+namespace {
+
+constexpr int kManifestVersion = 1;
+/// What stands around the document's own digest; it is the last value.
+constexpr std::string_view kDigestKey = "  \"manifest_digest\": \"";
+constexpr std::string_view kDocumentEnd = "\"\n}\n";
+constexpr size_t kDigestDigits = 32;
 
 bool is_hex(const std::string& text, size_t length) {
   return text.size() == length && text.find_first_not_of("0123456789abcdef") == std::string::npos;
@@ -115,9 +115,9 @@ std::string source_fingerprint(const formats::Checkpoint& checkpoint) {
     text += " " + tensor.name + "\n";
   }
   for (const auto& [name, content] : checkpoint.texts) {
-    text += "text " + text_digest(content) + " " + name + "\n";
+    text += "text " + text_fingerprint(content) + " " + name + "\n";
   }
-  return text_digest(text);
+  return text_fingerprint(text);
 }
 
 namespace {
@@ -167,7 +167,7 @@ std::string write_manifest(const Manifest& manifest) {
     separator = ",\n    ";
   }
   text += "\n  ],\n";
-  return text + std::string(kDigestKey) + text_digest(text) + std::string(kDocumentEnd);
+  return text + std::string(kDigestKey) + text_fingerprint(text) + std::string(kDocumentEnd);
 }
 
 bool is_intact_manifest(std::string_view text) {
@@ -176,7 +176,7 @@ bool is_intact_manifest(std::string_view text) {
   const std::string_view body = text.substr(0, text.size() - tail);
   const std::string_view end = text.substr(body.size());
   return end.starts_with(kDigestKey) &&
-         end.substr(kDigestKey.size(), kDigestDigits) == text_digest(body);
+         end.substr(kDigestKey.size(), kDigestDigits) == text_fingerprint(body);
 }
 
 Manifest parse_manifest(std::string_view text, const std::string& where) {

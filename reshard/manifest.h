@@ -15,6 +15,9 @@ namespace llmctl::reshard {
 
 inline constexpr std::string_view kManifestName = "llmctl-manifest.json";
 
+/// XXH3-128 of `text`, as 32 hexadecimal digits.
+std::string text_fingerprint(std::string_view text);
+
 struct ManifestFile {
   std::string name;  ///< relative to the manifest's directory, '/' between folders
   uint64_t size_bytes = 0;

@@ -4,15 +4,21 @@
 #include <charconv>
 #include <cstring>
 #include <set>
+#include <tuple>
 #include <unordered_map>
 
 #include "formats/core/error.h"
 #include "formats/core/file.h"
+#include "formats/file_decoder.h"
 #include "formats/json.h"
 #include "formats/registry.h"
+#include "kernels/panels.h"
 #include "reshard/box.h"
+#include "reshard/export.h"
 #include "reshard/faster_transformer.h"
 #include "reshard/megatron.h"
+#include "reshard/panel_file.h"
+#include "reshard/rank_layout.h"
 
 namespace llmctl::reshard {
 
@@ -184,6 +190,20 @@ class ModelBuilder {
       }
       return;
     }
+    if (checkpoint.format == "export") {
+      model_.config_ = read_export_config(checkpoint);
+      is_packed_ = matrix_layout_of(checkpoint) == formats::MatrixLayout::kPanels16;
+      export_rules_ = rank_layout(model_.config_, true, true);
+      rules_ = export_rules_;
+      model_.family_ = find_family_by_name(model_.config_.family);
+      if (model_.user_family_ && model_.user_family_->family().name == model_.config_.family) {
+        model_.family_ = &model_.user_family_->family();
+      }
+      // Running needs no family, only writing it for Hugging Face does.
+      if (model_.family_ == nullptr) model_.family_ = &megatron_family();
+      has_every_rank_ = true;
+      return;
+    }
     if (checkpoint.megatron != nullptr) {
       const MegatronDescription found =
           read_megatron_config(checkpoint, options.settings, options.keep_vocab_padding);
@@ -261,17 +281,23 @@ class ModelBuilder {
   }
 
   void map_tensors() {
-    std::map<std::pair<std::string, int>, int> seen;
+    // The last stage of an export has the embedding again when it is the head, too.
+    const bool by_stage = model_.checkpoint_.format == "export";
+    std::set<std::tuple<std::string, int, int>> seen;
     const std::vector<StoredTensor>& tensors = model_.checkpoint_.tensors;
     for (size_t i = 0; i < tensors.size(); ++i) {
       const StoredTensor& tensor = tensors[i];
-      if (!seen.insert({{tensor.name, tensor.tp_rank}, 0}).second) {
+      if (!seen.insert({tensor.name, tensor.tp_rank, by_stage ? tensor.pp_rank : -1}).second) {
         throw_invalid(where_, stored_name(tensor) + " is there twice");
       }
       if (!map_tensor(static_cast<int>(i), tensor, "") &&
           !map_tensor(static_cast<int>(i), tensor, prefix_)) {
         refuse_unknown(tensor);
       }
+    }
+    for (auto& [file, matrices] : packed_) {
+      formats::CheckpointFile& described = model_.checkpoint_.files[static_cast<size_t>(file)];
+      described.decoder = std::make_shared<PanelFile>(described, std::move(matrices));
     }
   }
 
@@ -291,6 +317,7 @@ class ModelBuilder {
       throw_invalid(where_, stored_name(tensor) + ": the model has only " +
                                 std::to_string(model_.config_.num_hidden_layers) + " layers");
     }
+    if (is_packed_) unpack(model_.checkpoint_.tensors[static_cast<size_t>(index)], *rule);
     add_pieces(index, tensor, *rule, name.layer);
     return true;
   }
@@ -307,6 +334,23 @@ class ModelBuilder {
       }
     }
     return nullptr;
+  }
+
+  /// A matrix of panels is from here on what its decoder makes of it: rows.
+  void unpack(StoredTensor& tensor, const Rule& rule) {
+    BindOptions bind;
+    bind.tp = model_.checkpoint_.tensor_parallel_size;
+    bind.rank = tensor.tp_rank;
+    const Shape shape = bind_layout(rule.layout, *model_.sizes_, bind).shape;
+    if (shape.size() != 2) return;
+    if (!kernels::has_panels(tensor.dtype) || tensor.shape != panel_shape(tensor.dtype, shape)) {
+      throw_invalid(where_ + ": " + stored_name(tensor),
+                    "panels of a matrix " + shape_text(shape) + " expected, the file has " +
+                        std::string(dtype_name(tensor.dtype)) + " " + shape_text(tensor.shape),
+                    "config and weights must be of the same model");
+    }
+    packed_[tensor.file][tensor.offset_bytes] = {tensor.dtype, shape[0], shape[1]};
+    tensor.shape = shape;
   }
 
   void add_pieces(int index, const StoredTensor& tensor, const Rule& rule, int64_t layer) {
@@ -379,8 +423,8 @@ class ModelBuilder {
     if (x.file == y.file && x.offset_bytes == y.offset_bytes && x.strides == y.strides) return true;
     if (x.dtype != y.dtype || x.num_bytes() != y.num_bytes()) return false;
     if (!x.is_contiguous() || !y.is_contiguous()) return false;
-    const File fx = File::open_read(model_.checkpoint_.files[static_cast<size_t>(x.file)].path);
-    const File fy = File::open_read(model_.checkpoint_.files[static_cast<size_t>(y.file)].path);
+    const formats::TensorFile fx(model_.checkpoint_.files[static_cast<size_t>(x.file)]);
+    const formats::TensorFile fy(model_.checkpoint_.files[static_cast<size_t>(y.file)]);
     std::vector<std::byte> bx(1 << 20), by(1 << 20);
     for (uint64_t done = 0; done < x.num_bytes(); done += bx.size()) {
       const size_t n = static_cast<size_t>(std::min<uint64_t>(bx.size(), x.num_bytes() - done));
@@ -497,9 +541,11 @@ class ModelBuilder {
   }
 
   Model model_;
+  bool is_packed_ = false;                                  // matrices are stored as panels
+  std::map<int, std::map<uint64_t, PackedMatrix>> packed_;  // by file, then offset
   bool has_every_rank_ = false;  // replicated tensors are stored once per rank
   std::string where_;
-  std::vector<TensorRule> ft_rules_;
+  std::vector<TensorRule> ft_rules_, export_rules_;
   std::unique_ptr<MegatronRules> megatron_rules_;
   std::span<const TensorRule> rules_;
   std::span<const DropRule> drops_;

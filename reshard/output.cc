@@ -18,9 +18,12 @@
 #include "formats/core/file.h"
 #include "formats/core/message.h"
 #include "formats/core/thread_pool.h"
+#include "formats/export.h"
+#include "formats/zstd_file.h"
 #include "reshard/executor.h"
 #include "reshard/file_sink.h"
 #include "reshard/journal.h"
+#include "reshard/panel_sink.h"
 #include "reshard/preflight.h"
 #include "reshard/resume.h"
 #include "reshard/synth.h"
@@ -153,11 +156,15 @@ class OutputWriter {
       options.part = group_->rank();
       options.num_parts = group_->size();
     }
+    std::optional<PanelSink> panels;
+    if (job_.pack_matrices) panels.emplace(sink, *job_.plan);
+    TensorSink& front = panels ? static_cast<TensorSink&>(*panels) : sink;
     ResumableTransfer::Setup setup;
     setup.plan = job_.plan;
     setup.files = &job_.files;
     setup.folder = folder_;
     setup.sink = &sink;
+    setup.panels = panels ? &*panels : nullptr;
     setup.check = check ? &*check : nullptr;
     setup.journal = &*journal;
     for (const Journal& other : others) setup.others.push_back(&other);
@@ -167,7 +174,7 @@ class OutputWriter {
     options.observer = &transfer;
     try {
       Outcome outcome;
-      for (const TensorOverflow& overflow : execute(*job_.plan, sink, options)) {
+      for (const TensorOverflow& overflow : execute(*job_.plan, front, options)) {
         outcome.overflows[overflow.tensor] = overflow.count;
       }
       outcome.resumed_bytes = transfer.resumed_bytes();
@@ -214,7 +221,8 @@ class OutputWriter {
     sink.finish();
     std::vector<CanonicalDigest> tensors;
     if (check != nullptr) tensors = check->finish();
-    const std::vector<ManifestFile> files = list_files(sink);
+    std::vector<ManifestFile> files = list_files(sink);
+    if (job_.compress) compress_files(files);
     if (job_.verify == Verify::kReadback) read_back(tensors, check->compared());
     if (job_.with_manifest) write_manifest_file(files, std::move(tensors));
   }
@@ -406,12 +414,38 @@ class OutputWriter {
     return files;
   }
 
+  /// Every tensor begins a frame, so that a reader decompresses what it wants and little else.
+  void compress_files(std::vector<ManifestFile>& files) {
+    ThreadPool pool(std::max(1, job_.jobs));
+    for (const formats::FilePlan& plan : job_.files) {
+      if (plan.placements.empty()) continue;
+      std::vector<uint64_t> cuts;
+      for (const formats::Placement& placement : plan.placements) {
+        cuts.push_back(placement.offset_bytes);
+      }
+      std::sort(cuts.begin(), cuts.end());
+      const std::string name = plan.name + std::string(formats::kCompressedSuffix);
+      const fs::path source = folder_ / plan.name, target = folder_ / name;
+      std::error_code ec;
+      fs::remove(target, ec);  // what a killed run has left
+      formats::compress_zstd(source, target, cuts, pool);
+      fs::remove(source, ec);
+      if (ec) throw Error(ErrorCode::kEnvironment, "cannot remove: " + ec.message(), source);
+      for (ManifestFile& file : files) {
+        if (file.name != plan.name) continue;
+        file = {name, File::open_read(target).size_bytes(), digest_file(target).hex()};
+      }
+    }
+  }
+
   /// What stands on the disk, through the reader that every user of it takes.
   void read_back(const std::vector<CanonicalDigest>& written,
                  const std::set<std::string>& compared) {
     for (const formats::FilePlan& file : job_.files) {
-      const File opened = File::open_read(folder_ / file.name);
-      opened.drop_cache(0, file.size_bytes);
+      const bool is_compressed = job_.compress && !file.placements.empty();
+      const File opened = File::open_read(
+          folder_ / (file.name + std::string(is_compressed ? formats::kCompressedSuffix : "")));
+      opened.drop_cache(0, opened.size_bytes());
     }
     const Model model = open_model(folder_, job_.read_back);
     std::map<std::string, CanonicalDigest> found;

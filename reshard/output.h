@@ -45,6 +45,10 @@ struct OutputJob {
   /// Writes all tensors in the executor's place, where there is nothing to read; `verify` is then
   /// kNone.
   std::function<void(TensorSink& sink, const ExecuteOptions& options)> fill;
+  bool pack_matrices = false;  ///< as panels (reshard/panel_sink.h); the files have room for that
+  /// Files that hold tensors are compressed with zstd when they are complete (formats/zstd_file.h)
+  /// and replaced by NAME.zst.
+  bool compress = false;
   bool sparse = false;  ///< holes in place of tensors; no manifest
   std::string format;   ///< of the output; for the manifest, with `geometry`
   Geometry geometry;

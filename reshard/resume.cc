@@ -161,25 +161,26 @@ bool ResumableTransfer::skip_unit(size_t unit) {
   return true;
 }
 
-namespace {
-
-constexpr uint64_t kStepBytes = uint64_t{1} << 20;
-
-/// Calls body(offset in the range, bytes) for steps of a range of a file.
-template <typename Body>
-void read_steps(const File& file, uint64_t offset, uint64_t size, const Body& body) {
+void ResumableTransfer::read_steps(
+    const JournalUnit::Written& range,
+    const std::function<void(uint64_t, std::span<const std::byte>)>& body) const {
+  constexpr uint64_t kStepBytes = uint64_t{1} << 20;
+  const Place& place = places_[range.tensor];
+  const File file = File::open_read(setup_.folder / (*setup_.files)[place.file].name);
   static thread_local std::vector<std::byte> buffer;
   buffer.resize(kStepBytes);
-  for (uint64_t at = 0; at < size; at += kStepBytes) {
+  for (uint64_t at = 0; at < range.size; at += kStepBytes) {
     throw_if_cancelled();
     const auto bytes =
-        std::span(buffer).first(static_cast<size_t>(std::min(kStepBytes, size - at)));
-    file.read_at(bytes, offset + at);
-    body(at, std::span<const std::byte>(bytes));
+        std::span(buffer).first(static_cast<size_t>(std::min(kStepBytes, range.size - at)));
+    if (setup_.panels != nullptr) {
+      setup_.panels->read_back(file, place.offset_bytes, range.tensor, range.offset + at, bytes);
+    } else {
+      file.read_at(bytes, place.offset_bytes + range.offset + at);
+    }
+    body(at, bytes);
   }
 }
-
-}  // namespace
 
 /// Whether every range of the unit is there as it was written. The journal comes after the data,
 /// but a page that two units share may have waited in memory for the second.
@@ -188,11 +189,8 @@ bool ResumableTransfer::is_on_disk(const JournalUnit& unit) {
     if (range.tensor >= places_.size()) return false;
     const PlannedTensor& tensor = setup_.plan->tensors[range.tensor];
     if (!is_inside(range.offset, range.size, tensor.num_bytes())) return false;
-    const Place& place = places_[range.tensor];
-    const File file = File::open_read(setup_.folder / (*setup_.files)[place.file].name);
     Fingerprint64 found;
-    read_steps(file, place.offset_bytes + range.offset, range.size,
-               [&](uint64_t, std::span<const std::byte> bytes) { found.add(bytes); });
+    read_steps(range, [&](uint64_t, std::span<const std::byte> bytes) { found.add(bytes); });
     if (found.value() != range.hash) return false;
   }
   return true;
@@ -200,23 +198,24 @@ bool ResumableTransfer::is_on_disk(const JournalUnit& unit) {
 
 void ResumableTransfer::take_over(const JournalUnit& unit) {
   for (const JournalUnit::Written& range : unit.written) {
-    const Place& place = places_[range.tensor];
     const size_t width = dtype_bytes(setup_.plan->tensors[range.tensor].target.dtype);
-    const File file = File::open_read(setup_.folder / (*setup_.files)[place.file].name);
     Fingerprint64 again;
-    read_steps(file, place.offset_bytes + range.offset, range.size,
-               [&](uint64_t at, std::span<const std::byte> bytes) {
-                 again.add(bytes);
-                 if (setup_.check != nullptr) {
-                   setup_.check->on_write(range.tensor,
-                                          static_cast<int64_t>((range.offset + at) / width), bytes);
-                 }
-                 setup_.sink->adopt(range.tensor, range.offset + at, bytes);
-                 if (setup_.progress) setup_.progress(bytes.size());
-               });
+    read_steps(range, [&](uint64_t at, std::span<const std::byte> bytes) {
+      again.add(bytes);
+      if (setup_.check != nullptr) {
+        setup_.check->on_write(range.tensor, static_cast<int64_t>((range.offset + at) / width),
+                               bytes);
+      }
+      if (setup_.panels != nullptr) {
+        setup_.panels->adopt(range.tensor, range.offset + at, bytes);
+      } else {
+        setup_.sink->adopt(range.tensor, range.offset + at, bytes);
+      }
+      if (setup_.progress) setup_.progress(bytes.size());
+    });
     if (again.value() != range.hash) {
       throw Error(ErrorCode::kEnvironment, "the file changed while it was in use",
-                  file.path().string(), "make sure that nothing else writes to it");
+                  setup_.folder.string(), "make sure that nothing else writes to it");
     }
   }
   if (setup_.check != nullptr) {
@@ -271,6 +270,8 @@ void ResumableTransfer::flush() {
   }
   if (units.empty()) return;
   setup_.sink->write_fragments();
+  // Behind the pages of the file: those have zeros where a panel is still to come.
+  if (setup_.panels != nullptr) setup_.panels->write_fragments();
   std::set<size_t> files;
   uint64_t bytes = 0;
   for (const JournalUnit& unit : units) {

@@ -18,6 +18,7 @@
 #include "reshard/executor.h"
 #include "reshard/file_sink.h"
 #include "reshard/journal.h"
+#include "reshard/panel_sink.h"
 #include "reshard/transfer_check.h"
 
 namespace llmctl::reshard {
@@ -37,6 +38,7 @@ class ResumableTransfer : public TransferObserver {
     const std::vector<formats::FilePlan>* files = nullptr;
     std::filesystem::path folder;
     FileSink* sink = nullptr;
+    PanelSink* panels = nullptr;     ///< in front of `sink`, or null
     TransferCheck* check = nullptr;  ///< may be null
     Journal* journal = nullptr;
     std::vector<const Journal*> others;            ///< of other processes of earlier runs
@@ -62,6 +64,9 @@ class ResumableTransfer : public TransferObserver {
  private:
   struct Ledger;
   static Ledger& ledger();
+  /// Calls body(offset in the range, bytes) for steps of a written range.
+  void read_steps(const JournalUnit::Written& range,
+                  const std::function<void(uint64_t, std::span<const std::byte>)>& body) const;
   bool is_on_disk(const JournalUnit& unit);
   void take_over(const JournalUnit& unit);
 

@@ -4,6 +4,7 @@
 
 #include "formats/core/aligned_buffer.h"
 #include "formats/core/error.h"
+#include "formats/file_decoder.h"
 
 namespace llmctl::reshard {
 
@@ -25,9 +26,13 @@ std::shared_ptr<const SourceFiles::Opened> SourceFiles::get(int index) {
 
 std::byte* SourceFiles::read(int file, uint64_t lo, uint64_t hi, std::byte* buffer) {
   constexpr uint64_t kPage = kDirectAlignment;
-  const std::shared_ptr<const Opened> opened = get(file);
   const uint64_t start = lo / kPage * kPage;
   std::byte* at = buffer + (lo - start);
+  if (const auto& decoder = checkpoint_.files[static_cast<size_t>(file)].decoder) {
+    decoder->read_at({at, static_cast<size_t>(hi - lo)}, lo);
+    return at;
+  }
+  const std::shared_ptr<const Opened> opened = get(file);
   if (!opened->direct) {
     opened->file.read_at({at, static_cast<size_t>(hi - lo)}, lo);
     if (past_cache_) opened->file.drop_cache(lo, hi - lo);
@@ -48,6 +53,9 @@ std::byte* SourceFiles::read(int file, uint64_t lo, uint64_t hi, std::byte* buff
 }
 
 void SourceFiles::read_to(int file, uint64_t lo, std::span<std::byte> out) {
+  if (const auto& decoder = checkpoint_.files[static_cast<size_t>(file)].decoder) {
+    return decoder->read_at(out, lo);
+  }
   const std::shared_ptr<const Opened> opened = get(file);
   opened->file.read_at(out, lo);
   if (past_cache_) opened->file.drop_cache(lo, out.size());

@@ -4,6 +4,7 @@
 
 #include "formats/core/error.h"
 #include "formats/registry.h"
+#include "reshard/export.h"
 
 namespace llmctl::reshard {
 
@@ -37,10 +38,16 @@ DType main_dtype(const Model& model) {
   return best;
 }
 
-void place_plan(Target& target, const std::string& format, const formats::WriteOptions& options) {
-  std::vector<formats::TargetTensor> tensors;
-  for (const PlannedTensor& tensor : target.plan.tensors) tensors.push_back(tensor.target);
-  target.files = formats::find_format(format)->place(tensors, options);
+std::function<DType(const Shape&, DType)> choose_dtype(const Model& model,
+                                                       std::optional<DType> asked) {
+  const std::optional<DType> vectors = vector_dtype_of(model.checkpoint());
+  return [asked, vectors](const Shape& shape, DType source) {
+    if (asked) return *asked;
+    return vectors && shape.size() == 1 ? *vectors : source;
+  };
+}
+
+void note_left_out(Target& target) {
   for (const std::string& key : target.plan.left_out) {
     target.notes.push_back("'" + key +
                            "' is left out: the target format has no place for it, and only "
@@ -48,8 +55,16 @@ void place_plan(Target& target, const std::string& format, const formats::WriteO
   }
 }
 
+void place_plan(Target& target, const std::string& format, const formats::WriteOptions& options) {
+  std::vector<formats::TargetTensor> tensors;
+  for (const PlannedTensor& tensor : target.plan.tensors) tensors.push_back(tensor.target);
+  target.files = formats::find_format(format)->place(tensors, options);
+  note_left_out(target);
+}
+
 Target make_target(const Model& model, const ConvertOptions& options) {
   if (options.format == "ft") return make_faster_transformer_target(model, options);
+  if (options.format == "export") return make_export_target(model, options);
   if (options.format == "megatron") return make_megatron_target(model, options);
   return make_hugging_face_target(model, options);
 }

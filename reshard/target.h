@@ -2,6 +2,8 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,12 +31,20 @@ Target make_target(const Model& model, const ConvertOptions& options);
 Target make_hugging_face_target(const Model& model, const ConvertOptions& options);
 Target make_faster_transformer_target(const Model& model, const ConvertOptions& options);
 Target make_megatron_target(const Model& model, const ConvertOptions& options);
+Target make_export_target(const Model& model, const ConvertOptions& options);
 
 /// A file that holds just `text`.
 formats::FilePlan text_file(const std::string& name, std::string text);
 
 /// The dtype that most bytes of the model are stored in, if it is one that can be written.
 DType main_dtype(const Model& model);
+
+/// PlanOptions::dtype: what is asked for; else as stored, or as it was before an export widened it.
+std::function<DType(const Shape& shape, DType source)> choose_dtype(const Model& model,
+                                                                    std::optional<DType> asked);
+
+/// Notes what of the model the target has no place for.
+void note_left_out(Target& target);
 
 /// Lays the planned tensors out in the files of `format` and notes what was left out.
 void place_plan(Target& target, const std::string& format, const formats::WriteOptions& options);

@@ -80,8 +80,7 @@ Target make_hugging_face_target(const Model& model, const ConvertOptions& option
     }
   }
   PlanOptions plan_options;
-  const std::optional<DType> dtype = options.dtype;
-  plan_options.dtype = [dtype](const Shape&, DType source) { return dtype.value_or(source); };
+  plan_options.dtype = choose_dtype(model, options.dtype);
   plan_options.target_name = "Hugging Face";
   target.plan = make_plan(model, rules, plan_options);
   place_plan(target, options.format, {options.max_shard_bytes, nullptr});

@@ -65,8 +65,7 @@ Target make_megatron_target(const Model& model, const ConvertOptions& options) {
   }
   const std::optional<DType> dtype = options.dtype;
   Target target;
-  target.plan = plan_megatron(
-      model, megatron, [dtype](const Shape&, DType source) { return dtype.value_or(source); });
+  target.plan = plan_megatron(model, megatron, choose_dtype(model, dtype));
   auto write = std::make_shared<formats::MegatronWriteOptions>();
   write->tp = static_cast<int>(options.tp);
   write->pp = static_cast<int>(options.pp);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "formats/core/error.h"
+#include "reshard/rank_layout.h"
 
 namespace llmctl::runtime {
 namespace {
@@ -66,10 +67,10 @@ RankPlace place_of_rank(const ModelConfig& config, int tp, int pp, int rank) {
   place.pp = pp;
   place.tp_rank = rank % tp;
   place.pp_rank = rank / tp;
-  const int64_t each = config.num_hidden_layers / pp;
-  const int64_t extra = config.num_hidden_layers % pp;
-  place.first_layer = each * place.pp_rank + std::min<int64_t>(place.pp_rank, extra);
-  place.end_layer = place.first_layer + each + (place.pp_rank < extra ? 1 : 0);
+  const reshard::LayerRange layers =
+      reshard::layers_of_stage(config.num_hidden_layers, pp, place.pp_rank);
+  place.first_layer = layers.first;
+  place.end_layer = layers.end;
   return place;
 }
 

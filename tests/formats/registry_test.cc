@@ -126,7 +126,7 @@ TEST_CASE("registry: strange directories are named for what they are") {
       {{"model.gguf"}, "GGUF"},
       {{"snapshots", "blobs", "refs"}, "snapshots/"},
       {{"unfusedQKV-2-gpu"}, "unfused QKV"},
-      {{"README.md"}, "known are: Hugging Face directory"},
+      {{"README.md"}, "known are: llmctl export directory"},
   };
   for (const auto& [names, what] : strangers) {
     CAPTURE(what);
