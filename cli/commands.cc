@@ -24,6 +24,7 @@ constexpr std::array kCommands = {
     Command{"digest", "Fingerprint the weights; no layout changes it", add_digest},
     Command{"synth", "Make a checkpoint of a model's sizes with random weights", add_synth},
     Command{"run", "Generate text from a checkpoint", add_run, true},
+    Command{"bench", "Measure latency and throughput against what the machine gives", add_bench},
     Command{"completion", "Print a completion script for bash, zsh or fish", add_completion},
 };
 

@@ -39,6 +39,7 @@ Run add_reshard(CLI::App& verb);
 Run add_diff(CLI::App& verb);
 Run add_digest(CLI::App& verb);
 Run add_run(CLI::App& verb);
+Run add_bench(CLI::App& verb);
 Run add_completion(CLI::App& verb);
 
 /// The flag tree of all verbs. `runs`, when given, receives one Run per row of the table.

@@ -48,6 +48,8 @@ constexpr ModelGeometry kGeometries[] = {
      "vocab_size=50400 max_position_embeddings=2048 rotary_dim=64", kF16},
     {"gpt-neox-20b", "gpt_neox", "num_hidden_layers=44 hidden_size=6144 num_attention_heads=64 "
      "intermediate_size=24576 vocab_size=50432 max_position_embeddings=2048 rotary_dim=24", kF16},
+    {"llama-1b", "llama", "num_hidden_layers=22 hidden_size=2048 num_attention_heads=32 "
+     "num_key_value_heads=4 intermediate_size=5632 norm_eps=1e-05", kBF16},
     {"llama-7b", "llama", "num_hidden_layers=32 hidden_size=4096 num_attention_heads=32 "
      "intermediate_size=11008", kF16},
     {"llama-13b", "llama", "num_hidden_layers=40 hidden_size=5120 num_attention_heads=40 "
