@@ -76,6 +76,14 @@ uint32_t PickleMachine::rebuild_tensor(int version, std::span<const uint32_t> ar
   if (arena_[storage].kind != PickleKind::kStorage) {
     fail("a tensor whose storage is a " + std::string(pickle_kind_name(arena_[storage].kind)));
   }
+  // The last argument says of a view that its values stand negated or conjugated in the storage.
+  const size_t metadata = version == 3 ? 7 : 6;
+  if (version > 1 && arguments.size() > metadata) {
+    const PickleArenaNode& node = arena_[arguments[metadata]];
+    if (node.kind != PickleKind::kNone && !(node.kind == PickleKind::kDict && node.low == 0)) {
+      fail("a tensor that is a negated or conjugated view; save its .clone()");
+    }
+  }
   PickleTensorRecord record;
   record.storage = storage;
   record.offset = get_count(arguments[1], "the storage offset of a tensor");

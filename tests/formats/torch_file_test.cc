@@ -182,6 +182,7 @@ TEST_CASE("torch_file: accepts the sound files that the hostile ones were made f
   CHECK(get(read_one("zip.bin"), "w").shape == Shape{2, 3});
   CHECK(get(read_one("legacy.bin"), "w").shape == Shape{2, 3});
   CHECK(get(read_one("opaque.bin"), "w").shape == Shape{2, 3});
+  CHECK(get(read_one("plain_view.bin"), "w").shape == Shape{2, 3});
   CHECK(get(read_one("billion_laughs.bin"), "w").shape == Shape{2, 3});
   CHECK(notes.empty());
 

@@ -42,10 +42,11 @@ def storage(key="0", numel=6, cls="FloatStorage", view=None):
     return tup(*items, *([view] if view else [])) + b"Q"
 
 
-def tensor(shape=(2, 3), strides=(3, 1), offset=0, **options):
+def tensor(shape=(2, 3), strides=(3, 1), offset=0, metadata=None, **options):
     return (glob("torch._utils", "_rebuild_tensor_v2")
             + tup(storage(**options), integer(offset), tup(*map(integer, shape)),
-                  tup(*map(integer, strides)), FALSE, glob("collections", "OrderedDict") + b")R")
+                  tup(*map(integer, strides)), FALSE, glob("collections", "OrderedDict") + b")R",
+                  *([] if metadata is None else [metadata]))
             + b"R")
 
 
@@ -248,6 +249,9 @@ bad("legacy_two_descriptions", legacy(main=dictionary((text("w"), tensor()), (te
     "described in two ways")
 bad("legacy_call", legacy(main=one(glob("os", "system") + tup(text("id")) + b"R")), "suspicious pickle")
 
+# As torch.save writes z.conj().imag: the storage holds the values with the other sign.
+bad("negated_view", weights(one(tensor(metadata=dictionary((text("neg"), b"\x88"))))), "negated or conjugated view")
+
 # Not torch files at all.
 bad("git_lfs_pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "Git LFS pointer")
 bad("bare_pickle", pickle(GOOD), "bare pickle")
@@ -266,6 +270,7 @@ bad("empty", b"", "an empty file")
 (HERE / "accepted" / "legacy.bin").write_bytes(legacy())
 (HERE / "accepted" / "storage_view.bin").write_bytes(legacy(main=one(
     tensor(shape=(2,), strides=(1,), view=tup(text("v"), integer(4), integer(2))))))
+(HERE / "accepted" / "plain_view.bin").write_bytes(weights(one(tensor(metadata=b"}"))))
 (HERE / "accepted" / "duplicate_key.bin").write_bytes(weights(dictionary(
     (text("w"), tensor()), (text("w"), tensor(shape=(6,), strides=(1,))))))
 (HERE / "accepted" / "opaque.bin").write_bytes(weights(dictionary(
