@@ -452,11 +452,30 @@ class Reader {
         named.tensor.tp_rank = file.tensor;
         named.tensor.pp_rank = file.stage;
         if (const auto layer = find_layer(named.name)) layers.insert(layer->number);
+        check_end(torch, file, c, named.name);
         checkpoint_.tensors.push_back(std::move(named.tensor));
         chunk_of_.push_back(static_cast<int>(c));
       }
       count_layers(torch, file, c, layers);
     }
+  }
+
+  /// The embedding begins the first stage and the last norm ends the last one, so stages that have
+  /// changed places show.
+  void check_end(const TorchFile& torch, const RankFile& file, size_t chunk,
+                 const std::string& name) const {
+    const int last = checkpoint_.pipeline_parallel_size - 1;
+    const bool is_first = file.stage == 0 && chunk == 0;
+    const bool is_last = file.stage == last && chunk + 1 == num_chunks_;
+    const bool begins = name.find("embedding.word_embeddings") != std::string::npos;
+    const bool ends = name.find("final_layernorm.") != std::string::npos ||
+                      name.find("word_embeddings_for_head") != std::string::npos;
+    if (!(begins && !is_first) && !(ends && !is_last)) return;
+    throw_invalid(torch.path().string(),
+                  "holds '" + printable(name, 100) + "', which belongs to the " +
+                      (begins ? "first" : "last") + " pipeline stage, and is stage " +
+                      std::to_string(file.stage) + " of 0 to " + std::to_string(last),
+                  "stages have changed places, or are of another checkpoint; fetch them again");
   }
 
   void count_layers(const TorchFile& torch, const RankFile& file, size_t chunk,
