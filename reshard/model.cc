@@ -442,8 +442,17 @@ class ModelBuilder {
          {std::pair<std::string, std::string>{"head", "embed"}, {"head_narrow", "embed_narrow"}}) {
       const auto head = model_.pieces_.find(head_name);
       const auto embed = model_.pieces_.find(embed_name);
-      if (head == model_.pieces_.end() || embed == model_.pieces_.end()) continue;
+      if (head == model_.pieces_.end()) continue;
       const bool ft = model_.checkpoint_.format == "ft";
+      if (embed == model_.pieces_.end()) {
+        // Of two names for one tensor, some writers keep the head's.
+        if (!c.tie_word_embeddings || ft) continue;
+        std::vector<SourcePiece> pieces = std::move(head->second);
+        for (SourcePiece& piece : pieces) piece.piece.tensor = embed_name;
+        model_.pieces_.erase(head);
+        model_.pieces_[embed_name] = std::move(pieces);
+        return;
+      }
       if (!c.tie_word_embeddings && !ft) return;
       const std::string stored =
           model_.checkpoint_.tensors[static_cast<size_t>(head->second.front().tensor)].name;

@@ -17,6 +17,11 @@ constexpr ConfigKey kKeys[] = {
     {"activation_function", "activation"},
     {"layer_norm_epsilon", "norm_eps"},
     {"scale_attn_by_inverse_layer_idx", "scale_attn_by_inverse_layer_idx"},
+    // The names that other families use, which transformers takes too.
+    {"max_position_embeddings", "max_position_embeddings"},
+    {"hidden_size", "hidden_size"},
+    {"num_hidden_layers", "num_hidden_layers"},
+    {"num_attention_heads", "num_attention_heads"},
 };
 
 constexpr TensorRule kTensors[] = {

@@ -8,11 +8,20 @@ constexpr std::string_view kArchitectures[] = {"GPTJForCausalLM", "GPTJModel"};
 constexpr std::string_view kModelTypes[] = {"gptj"};
 
 constexpr ConfigKey kKeys[] = {
-    {"vocab_size", "vocab_size"},       {"n_positions", "max_position_embeddings"},
-    {"n_embd", "hidden_size"},          {"n_layer", "num_hidden_layers"},
-    {"n_head", "num_attention_heads"},  {"rotary_dim", "rotary_dim"},
-    {"n_inner", "intermediate_size"},   {"activation_function", "activation"},
+    {"vocab_size", "vocab_size"},
+    {"n_positions", "max_position_embeddings"},
+    {"n_embd", "hidden_size"},
+    {"n_layer", "num_hidden_layers"},
+    {"n_head", "num_attention_heads"},
+    {"rotary_dim", "rotary_dim"},
+    {"n_inner", "intermediate_size"},
+    {"activation_function", "activation"},
     {"layer_norm_epsilon", "norm_eps"},
+    // The names that other families use, which transformers takes too.
+    {"max_position_embeddings", "max_position_embeddings"},
+    {"hidden_size", "hidden_size"},
+    {"num_hidden_layers", "num_hidden_layers"},
+    {"num_attention_heads", "num_attention_heads"},
 };
 
 constexpr TensorRule kTensors[] = {

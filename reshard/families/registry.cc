@@ -41,11 +41,34 @@ std::vector<int64_t> read_ids(const ordered_json& value, const std::string& wher
   return ids;
 }
 
+/// What transformers derives where `factor` is not given, or says nothing.
+void complete_rope_scaling(ModelConfig& c, const ordered_json* factor, const std::string& where) {
+  RopeScaling& scaling = c.rope_scaling;
+  if (scaling.kind == "longrope" && factor != nullptr && scaling.factor <= 1.0 &&
+      scaling.attention_factor == 0.0) {
+    scaling.attention_factor = 1.0;
+  }
+  if (scaling.kind == "yarn" && factor == nullptr) {
+    if (scaling.original_max_position_embeddings <= 0 || c.max_position_embeddings <= 0) {
+      throw_invalid(where, "rope scaling yarn needs 'factor'");
+    }
+    scaling.factor = static_cast<double>(c.max_position_embeddings) /
+                     static_cast<double>(scaling.original_max_position_embeddings);
+  }
+}
+
 void read_rope(ModelConfig& c, const ordered_json& json, const std::string& where) {
   const ordered_json* parameters = find_value(json, {"rope_parameters"});
   const ordered_json* scaling = find_value(json, {"rope_scaling"});
   if (parameters == nullptr && scaling == nullptr) return;
-  c.rope_scaling = read_rope_scaling(parameters != nullptr ? *parameters : *scaling, where);
+  ordered_json stated = parameters != nullptr ? *parameters : *scaling;
+  if (stated.is_object()) {
+    // Phi-3 and its like keep it beside the scaling, and transformers lets that one win.
+    const char* const original = "original_max_position_embeddings";
+    if (const auto* outer = find_value(json, {original})) stated[original] = *outer;
+  }
+  c.rope_scaling = read_rope_scaling(stated, where);
+  complete_rope_scaling(c, find_value(stated, {"factor"}), where);
   if (parameters == nullptr) return;
   if (const auto* theta = find_value(*parameters, {"rope_theta"}); theta && theta->is_number()) {
     c.rope_theta = theta->get<double>();
