@@ -29,17 +29,19 @@ bool same_value(float a, float b, const Tolerance& tolerance) {
              tolerance.absolute + tolerance.relative * std::max(std::fabs(x), std::fabs(y));
 }
 
-/// Values that a format stores divided by a tp which is no power of two come back a rounding off.
-double rounding_of_step(const Model& model, const std::string& key) {
+/// Values that a format stores divided by tp come back a rounding off, where tp is no power of two
+/// or the quotient is a subnormal half.
+Tolerance rounding_of_step(const Model& model, const std::string& key) {
   const int tp = model.checkpoint().tensor_parallel_size;
-  if (model.pieces(key).front().step != Step::kDivideByTp || (tp & (tp - 1)) == 0) return 0;
+  if (tp == 1 || model.pieces(key).front().step != Step::kDivideByTp) return {};
+  const bool is_exact = (tp & (tp - 1)) == 0;
   switch (stored_dtype(model, key)) {
     case DType::F16:
-      return 0x1p-9;
+      return {tp * 0x1p-25, is_exact ? 0 : 0x1p-9};
     case DType::BF16:
-      return 0x1p-6;
+      return {0, is_exact ? 0 : 0x1p-6};
     default:
-      return 0x1p-22;
+      return {0, is_exact ? 0 : 0x1p-22};
   }
 }
 
@@ -79,9 +81,13 @@ void compare_block(const std::vector<float>& a, const std::vector<float>& b, DTy
 }
 
 /// `off`: by how much values may differ that a format stores divided.
-Comparison compare_stored(const ComparedTensor& first, const ComparedTensor& second, double off,
-                          const DiffOptions& options) {
-  const Tolerance tolerance{options.tolerance, options.exact ? 0 : off};
+Comparison compare_stored(const ComparedTensor& first, const ComparedTensor& second,
+                          const Tolerance& off, const DiffOptions& options) {
+  Tolerance tolerance{options.tolerance, 0};
+  if (!options.exact) {
+    tolerance.absolute += off.absolute;
+    tolerance.relative = off.relative;
+  }
   static thread_local std::vector<float> a, b;
   Comparison result;
   for (int64_t row = 0; row < first.count(); row += first.step()) {
@@ -195,7 +201,9 @@ ModelDiff diff(const Model& first, const Model& second, const DiffOptions& optio
     } else if (b.product() != nullptr) {
       comparison = compare_product(b, a, options);
     } else {
-      const double off = rounding_of_step(first, first_key) + rounding_of_step(second, second_key);
+      const Tolerance one = rounding_of_step(first, first_key);
+      const Tolerance two = rounding_of_step(second, second_key);
+      const Tolerance off{one.absolute + two.absolute, one.relative + two.relative};
       comparison = compare_stored(a, b, off, options);
     }
     if (comparison.different == 0) {
