@@ -84,6 +84,10 @@ void WriteFlags::add(CLI::App& verb) {
 
 void WriteFlags::resolve(reshard::ConvertOptions& options) const {
   options.jobs = static_cast<int>(jobs);
+  constexpr uint64_t kLeastMemory = uint64_t{64} << 20;
+  if (max_memory != 0 && max_memory < kLeastMemory) {
+    throw_usage("--max-memory", "too little to work with", "give 64MiB or more");
+  }
   if (max_memory != 0) options.max_memory = max_memory;
   options.verify = verify.none || verify.mode == "none" ? reshard::Verify::kNone
                    : verify.mode == "readback"          ? reshard::Verify::kReadback

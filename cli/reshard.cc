@@ -3,6 +3,7 @@
 #include "cli/flags.h"
 #include "cli/output.h"
 #include "cli/processes.h"
+#include "formats/core/atomic_directory.h"
 #include "formats/registry.h"
 
 namespace llmctl::cli {
@@ -37,9 +38,23 @@ reshard::ConvertOptions resolve(const ReshardFlags& flags) {
   return options;
 }
 
+/// Neither directory may be, or lie in, the other one.
+void check_apart(const std::string& destination, const std::string& via) {
+  const auto whole = [](const std::string& path) {
+    return without_trailing_slash(std::filesystem::weakly_canonical(path));
+  };
+  const std::filesystem::path a = whole(destination), b = whole(via);
+  const auto [end_a, end_b] = std::mismatch(a.begin(), a.end(), b.begin(), b.end());
+  if (end_a != a.end() && end_b != b.end()) return;
+  throw_usage("--via " + printable(via, 200), "is, holds or lies in the destination",
+              "name a directory beside it");
+}
+
 ExitCode run_reshard(const ReshardFlags& flags, ProcessGroup* group) {
   reshard::ConvertOptions options = resolve(flags);
   options.group = group;
+  // Both outputs are checked before the first is written.
+  reshard::Conversion conversion(options);
   if (!flags.via.empty()) {
     // The same source, the target's tensor-parallel size, the source's pipeline.
     reshard::ConvertOptions between = options;
@@ -47,10 +62,10 @@ ExitCode run_reshard(const ReshardFlags& flags, ProcessGroup* group) {
     between.pipeline_blocks.clear();
     between.virtual_pp = 1;
     between.keep_pipeline = true;
-    reshard::Conversion conversion(between);
-    carry_out(conversion, flags.write, "inf", group);
+    check_apart(flags.destination, flags.via);
+    reshard::Conversion first(between);
+    carry_out(first, flags.write, "inf", group);
   }
-  reshard::Conversion conversion(options);
   return carry_out(conversion, flags.write, "inf", group);
 }
 

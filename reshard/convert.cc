@@ -5,9 +5,11 @@
 #include <set>
 #include <sstream>
 
+#include "formats/core/atomic_directory.h"
 #include "formats/core/error.h"
 #include "formats/faster_transformer.h"
 #include "formats/registry.h"
+#include "reshard/manifest.h"
 #include "reshard/synth.h"
 #include "reshard/target.h"
 #include "reshard/whole_replicas.h"
@@ -73,8 +75,10 @@ struct Conversion::State {
                   "Hugging Face files are not split by tensor-parallel size",
                   "leave --tp out, or give --to ft or megatron");
     }
-    target = options.destination;
-    while (!target.has_filename() && target.has_parent_path()) target = target.parent_path();
+    if (model.checkpoint().megatron == nullptr && !options.settings.empty()) {
+      throw_usage("--set or --vocab-size", "the source is no Megatron checkpoint", "leave it out");
+    }
+    target = without_trailing_slash(options.destination);
     if (ft && target.filename() != std::to_string(options.tp) + "-gpu") {
       // An N-gpu directory inside an M-gpu one would be read as neither.
       if (formats::parse_ft_directory_name(target.filename().string())) {
@@ -95,7 +99,43 @@ struct Conversion::State {
     side_files = std::move(made.side_files);
     notes.insert(notes.end(), made.notes.begin(), made.notes.end());
     geometry = std::move(made.geometry);
+    if (options.overwrite && !options.plan_only) check_replaced();
     if (!options.plan_only) check_resources(job());
+  }
+
+  /// What --overwrite may delete: a checkpoint, and not the one that is read.
+  void check_replaced() const {
+    std::error_code ec;
+    if (!fs::is_directory(target, ec)) return;
+    if (!options.synth && fs::equivalent(target, options.source, ec)) return check_carried();
+    if (!options.synth && is_or_holds(target, options.source)) {
+      throw_usage(target.string(), "holds the source, which replacing it would delete",
+                  "name another destination");
+    }
+    const auto formats = formats::format_table();
+    const bool is_checkpoint =
+        fs::exists(target / kManifestName, ec) ||
+        std::any_of(formats.begin(), formats.end(),
+                    [&](const formats::Format& format) { return format.detect(target); });
+    if (is_checkpoint || fs::is_empty(target, ec)) return;
+    throw_usage(target.string(), "is no checkpoint, and --overwrite would delete what is in it",
+                "delete it yourself, or name another destination");
+  }
+
+  /// A source that is converted where it stands may hold nothing but what is read or carried along.
+  void check_carried() const {
+    std::set<fs::path> known = {kManifestName};
+    const formats::Checkpoint& source = model.checkpoint();
+    for (const auto& file : source.files) known.insert(file.path.filename());
+    for (const auto& [name, text] : source.texts) known.insert(name);
+    for (const fs::path& file : side_files) known.insert(file.filename());
+    for (const FilePlan& file : files) known.insert(file.name);
+    for (const std::string& name : list_files_below(target)) {
+      if (known.count(name) != 0) continue;
+      throw_usage(target.string(),
+                  "is the source, and '" + printable(name, 100) + "' in it would be lost",
+                  "name another destination");
+    }
   }
 
   uint64_t bytes_to_write() const {

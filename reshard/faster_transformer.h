@@ -34,6 +34,10 @@ struct FtConfigOptions {
   /// the missing ones are added, and a section [llmctl] with what the format cannot say.
   bool exact = false;
 };
+/// The properties of a model that FasterTransformer's own keys cannot say, as "name = value": its
+/// loaders would compute another model. Empty for the models that its converters take.
+std::vector<std::string> unsaid_in_ft(const ModelConfig& config, const FtConfigOptions& options);
+
 std::string write_ft_config(const ModelConfig& config, const FtConfigOptions& options);
 
 }  // namespace llmctl::reshard

@@ -336,6 +336,54 @@ ModelConfig read_ft_config(const formats::Checkpoint& checkpoint) {
   return c;
 }
 
+std::vector<std::string> unsaid_in_ft(const ModelConfig& config, const FtConfigOptions& options) {
+  FtConfigOptions own = options;
+  own.exact = true;
+  const ModelConfig read =
+      read_sections(Ini::parse(write_main_section(config, own), "config.ini"), true, "config.ini");
+  constexpr std::string_view kMatters[] = {"intermediate_size",
+                                           "norm",
+                                           "norm_eps",
+                                           "pre_norm",
+                                           "residual_from_norm",
+                                           "residual",
+                                           "position",
+                                           "rotary_dim",
+                                           "rotary_pairing",
+                                           "rope_theta",
+                                           "activation",
+                                           "gated_mlp",
+                                           "attention_scale",
+                                           "sliding_window",
+                                           "scale_attn_by_inverse_layer_idx",
+                                           "qkv_bias",
+                                           "o_bias",
+                                           "mlp_bias"};
+  std::vector<std::string> unsaid;
+  for (const ConfigField& field : config_field_table()) {
+    if (std::find(std::begin(kMatters), std::end(kMatters), field.name) == std::end(kMatters)) {
+      continue;
+    }
+    // Gelu is one thing to its kernels.
+    const auto is_gelu = [](const ModelConfig& c) {
+      return c.activation == Activation::kGelu || c.activation == Activation::kGeluTanh;
+    };
+    if (field.name == "activation" && is_gelu(config) && is_gelu(read)) continue;
+    const std::string text = get_field_text(config, field);
+    if (text != get_field_text(read, field)) {
+      unsaid.push_back(std::string(field.name) + " = " + text);
+    }
+  }
+  // kv_head_num is a key of llmctl's, known to no loader of FasterTransformer's.
+  if (config.num_key_value_heads != config.num_attention_heads) {
+    unsaid.push_back("num_key_value_heads = " + std::to_string(config.num_key_value_heads));
+  }
+  if (config.rope_scaling != read.rope_scaling) {
+    unsaid.push_back("rope_scaling = " + config.rope_scaling.kind);
+  }
+  return unsaid;
+}
+
 std::string write_ft_config(const ModelConfig& config, const FtConfigOptions& options) {
   if (options.model_name.find('\n') != std::string::npos) {
     throw_usage("--model-name", "must be one line");

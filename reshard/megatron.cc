@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
+#include <set>
 
 #include "formats/core/error.h"
+#include "reshard/config_fields.h"
 
 namespace llmctl::reshard {
 
@@ -116,6 +119,25 @@ class Args {
 
   bool are_there() const { return args_.has_value(); }
 
+  /// Whether the caller has said it, in place of the checkpoint.
+  bool is_set(const char* key) const { return setting(key) != nullptr; }
+
+  /// What the checkpoint says, whatever the caller does.
+  std::optional<int64_t> find_stored_int(const char* key) const {
+    const auto node = find(key);
+    return node ? node->find_int() : std::nullopt;
+  }
+
+  /// Requires: all that matters for the model has been asked for.
+  void check_all_read() const {
+    for (const auto& [key, value] : settings_) {
+      if (asked_.count(key) != 0) continue;
+      throw_usage("--set " + printable(key, 60) + "=" + printable(value, 60),
+                  "nothing of this model depends on it",
+                  "check its spelling: names are those of Megatron's args");
+    }
+  }
+
   std::optional<int64_t> find_int(const char* key) const {
     if (const std::string* text = setting(key)) {
       size_t used = 0;
@@ -184,6 +206,7 @@ class Args {
 
  private:
   const std::string* setting(const char* key) const {
+    asked_.insert(key);
     const auto it = settings_.find(key);
     return it == settings_.end() ? nullptr : &it->second;
   }
@@ -200,6 +223,7 @@ class Args {
   const std::map<std::string, std::string>& settings_;
   std::string where_;
   std::optional<formats::PickleNode> args_;
+  mutable std::set<std::string> asked_;
 };
 
 class ConfigReader {
@@ -238,6 +262,7 @@ class ConfigReader {
     choose_family();
     read_vocab(keep_vocab_padding);
     check_args();
+    args_.check_all_read();
     validate(c_, where_);
     return {c_, version_};
   }
@@ -511,12 +536,25 @@ class ConfigReader {
     }
     const auto size = args_.find_int("vocab_size");
     // NullTokenizer's vocab_size does not count its end-of-document token.
-    if (!size || *size < 1 || args_.find_text("tokenizer_type").value_or("") == "NullTokenizer") {
-      return;
+    const bool is_null = args_.find_text("tokenizer_type").value_or("") == "NullTokenizer";
+    const auto stored = is_null ? std::nullopt : args_.find_stored_int("vocab_size");
+    const std::string rows = "the embedding has " + std::to_string(padded_vocab_) + " rows";
+    if (args_.is_set("vocab_size")) {
+      const std::string flag = "--vocab-size " + std::to_string(*size);
+      if (*size < 1 || *size > padded_vocab_) throw_usage(flag, rows);
+      if (stored && *stored != *size && *stored >= 1 && *stored <= padded_vocab_) {
+        throw_usage(flag, "args.vocab_size is " + std::to_string(*stored), "leave it out");
+      }
+    } else {
+      if (!size || *size < 1 || is_null) return;
+      if (*size > padded_vocab_) {
+        throw_invalid(where_, "args.vocab_size is " + std::to_string(*size) + ", but " + rows,
+                      "say how many are no padding: --vocab-size N");
+      }
+      const int64_t multiple =
+          std::max<int64_t>(128, args_.find_int("make_vocab_size_divisible_by").value_or(128));
+      if (padded_vocab_ - *size >= multiple * 1024) return;
     }
-    const int64_t multiple =
-        std::max<int64_t>(128, args_.find_int("make_vocab_size_divisible_by").value_or(128));
-    if (*size > padded_vocab_ || padded_vocab_ - *size >= multiple * 1024) return;
     if (keep_padding) {
       c_.true_vocab_size = *size;
     } else {
@@ -650,24 +688,34 @@ Plan plan_megatron(const Model& model, const MegatronTarget& target,
                                 " models of this shape (parallel residuals, norms behind the "
                                 "layers, a bias of the head or a projected embedding)");
   }
-  const bool is_computed =
-      config.gated_mlp
-          ? config.activation == Activation::kSilu || config.activation == Activation::kGelu
-          : config.activation == Activation::kGelu || config.activation == Activation::kGeluTanh;
-  const std::string& scaling = config.rope_scaling.kind;
+  const auto refuse = [&](const std::string& what) {
+    throw_usage("Megatron", "no Megatron-LM model computes " + what,
+                "convert to hf or ft, which can say it");
+  };
+  const std::string activation(activation_name(config.activation));
+  // A gated GELU is known to Megatron-DeepSpeed alone, which says so in args.
+  const bool is_geglu = config.gated_mlp && config.activation == Activation::kGelu &&
+                        model.checkpoint().megatron != nullptr;
+  if (config.gated_mlp && config.activation != Activation::kSilu && !is_geglu) {
+    refuse("a gated MLP with " + activation);
+  }
+  if (!config.gated_mlp && config.activation != Activation::kGelu &&
+      config.activation != Activation::kGeluTanh) {
+    refuse("an MLP with " + activation);
+  }
   // Megatron's own scaling has these two and the original length as constants.
   const RopeScaling& rope = config.rope_scaling;
-  const bool is_own_scaling =
-      scaling != "llama3" || (rope.low_freq_factor == 1.0 && rope.high_freq_factor == 4.0 &&
-                              rope.original_max_position_embeddings == 8192);
-  if (!is_own_scaling || config.attention_scale != 0.0 || config.scale_attn_by_inverse_layer_idx) {
-    throw_usage("Megatron", "no Megatron-LM model computes this rotary scaling or attention scale");
+  if (rope.kind != "default" && rope.kind != "linear" && rope.kind != "llama3") {
+    refuse("rope scaling '" + rope.kind + "'");
   }
-  if (!is_computed || (scaling != "default" && scaling != "linear" && scaling != "llama3") ||
-      config.sliding_window != 0) {
-    throw_usage("Megatron",
-                "no Megatron-LM model computes this activation, rotary scaling or "
-                "sliding window");
+  if (rope.kind == "llama3" && (rope.low_freq_factor != 1.0 || rope.high_freq_factor != 4.0 ||
+                                rope.original_max_position_embeddings != 8192)) {
+    refuse("rope scaling llama3 with other frequencies than 1 and 4 over 8192 positions");
+  }
+  if (config.attention_scale != 0.0) refuse("another attention scale than 1/sqrt(head_dim)");
+  if (config.scale_attn_by_inverse_layer_idx) refuse("attention scaled by the layer's index");
+  if (config.sliding_window != 0) {
+    refuse("a sliding window of " + std::to_string(config.sliding_window));
   }
   if (target.tp > config.num_key_value_heads || config.num_key_value_heads % target.tp != 0) {
     std::string sizes;

@@ -57,7 +57,10 @@ std::vector<std::pair<std::string, MegatronArg>> megatron_args(const ModelConfig
     add("pipeline_blocks", stages);
   }
   if (target.tp == 1) add("sequence_parallel", false);
-  if (!all) return args;
+  if (!all) {
+    if (c.true_vocab_size != 0) add("vocab_size", c.true_vocab_size);
+    return args;
+  }
 
   add("sequence_parallel", false);
   add("expert_model_parallel_size", int64_t{1});

@@ -1,3 +1,4 @@
+#include "formats/core/atomic_directory.h"
 #include "formats/json.h"
 #include "reshard/faster_transformer.h"
 #include "reshard/target.h"
@@ -17,9 +18,7 @@ std::string default_model_name(const Model& model, const ConvertOptions& options
       if (!name.empty() && name.find_first_of("\n\r%") == std::string::npos) return name;
     }
   }
-  fs::path path = options.source;
-  while (!path.has_filename() && path.has_parent_path()) path = path.parent_path();
-  return path.filename().string();
+  return without_trailing_slash(options.source).filename().string();
 }
 
 }  // namespace
@@ -44,12 +43,16 @@ Target make_faster_transformer_target(const Model& model, const ConvertOptions& 
       options.model_name.empty() ? default_model_name(model, options) : options.model_name;
   target.files.push_back(text_file("config.ini", write_ft_config(config, ft)));
   if (!options.ft_exact) target.side_files = model.checkpoint().side_files;
-  if (config.gated_mlp &&
-      (config.num_key_value_heads != config.num_attention_heads || config.qkv_bias ||
-       config.rope_theta != 10000.0 || config.rope_scaling.kind != "default")) {
-    target.notes.push_back(
-        "FasterTransformer's own LLaMA loader knows neither grouped key-value heads nor biases "
-        "nor other rotary bases: this model needs a reader that takes them from config.ini");
+  std::string unsaid;
+  for (const std::string& property : unsaid_in_ft(config, ft)) {
+    unsaid += (unsaid.empty() ? "" : ", ") + property;
+  }
+  if (!unsaid.empty()) {
+    target.notes.push_back("FasterTransformer's own keys cannot say " + unsaid +
+                           ": its loaders compute another model" +
+                           (options.ft_exact
+                                ? "; without --ft-exact llmctl adds keys of its own"
+                                : ", readers of the keys that llmctl adds the right one"));
   }
   target.geometry.tensor_parallel_size = options.tp;
   return target;

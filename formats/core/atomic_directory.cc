@@ -31,6 +31,20 @@ void sync_directory(const fs::path& path) {
   if (result != 0 && saved != EINVAL) throw_errno(path.string(), "cannot sync directory");
 }
 
+bool is_or_holds(const fs::path& directory, const fs::path& path) {
+  std::error_code ec;
+  const fs::path outer = fs::canonical(directory, ec);
+  if (ec) return false;
+  const fs::path inner = fs::canonical(path, ec);
+  if (ec) return false;
+  return std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
+}
+
+fs::path without_trailing_slash(fs::path path) {
+  while (!path.has_filename() && path.has_relative_path()) path = path.parent_path();
+  return path;
+}
+
 namespace {
 
 fs::path parent_of(const fs::path& path) {
@@ -190,10 +204,8 @@ void AtomicDirectory::check_replaceable() {
   if (!fs::is_directory(target_, ec)) {
     throw_usage(target_.string(), "exists and is not a directory", "name another destination");
   }
-  const fs::path whole = fs::canonical(target_, ec);
   const fs::path current = fs::current_path(ec);
-  if (!ec && std::mismatch(whole.begin(), whole.end(), current.begin(), current.end()).first ==
-                 whole.end()) {
+  if (!ec && is_or_holds(target_, current)) {
     throw_usage(target_.string(), "is or holds the current directory, which cannot be replaced",
                 "name another destination");
   }

@@ -54,6 +54,12 @@ class AtomicDirectory {
 /// out. Throws kEnvironment.
 std::vector<std::string> list_files_below(const std::filesystem::path& directory);
 
+/// Whether `path` is `directory` or lies in it, links followed. False where either does not exist.
+bool is_or_holds(const std::filesystem::path& directory, const std::filesystem::path& path);
+
+/// `path` without what ends it but names nothing: "a/b//" is "a/b".
+std::filesystem::path without_trailing_slash(std::filesystem::path path);
+
 /// fsync of a directory: its names are then on the disk. Throws kEnvironment.
 void sync_directory(const std::filesystem::path& path);
 
