@@ -69,7 +69,7 @@ void answer_prompt(const LoadedRun& run, const runtime::GenerateRequest& request
   if (!run.options.logits_file.empty()) {
     write_logits(run.engine, request.prompt_ids, run.options.logits_file);
   }
-  if (request.max_new_tokens == 0) return;
+  if (request.max_new_tokens == 0 && !run.options.json) return;
   AnswerText answer(run.tokenizer, request);
   runtime::GenerateCallbacks callbacks;
   if (!run.options.json) {
@@ -202,6 +202,8 @@ ExitCode run_run(const RunOptions& options, runtime::ProcessLink* link) {
     runtime::check_request(single, model.config());
   }
 
+  // A rank reads one copy of what several hold: they had better be equal.
+  if (leads) reshard::check_replicas(model);
   auto ranks = make_ranks(link, options, engine_options);
   runtime::Engine engine(model, engine_options, std::move(ranks));
   if (!leads) {
