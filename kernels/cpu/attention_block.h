@@ -19,9 +19,11 @@ constexpr int64_t kBlockRows = 8;
 /// What a query makes of one chunk: the largest score, the sum of the weights e^(score - largest),
 /// and the values times their weights, from kPartialHead on.
 constexpr int64_t kPartialHead = 16;
+namespace {  // so that no object file shares code with another
 constexpr int64_t partial_floats(int64_t head_dim) {
   return kPartialHead + (head_dim + 15) / 16 * 16;
 }
+}  // namespace
 
 /// Queries of one sequence that read one KV head.
 struct AttentionBlock {

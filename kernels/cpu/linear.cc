@@ -62,7 +62,9 @@ void cpu::linear(Isa isa, float* y, const float* x, const PanelMatrix& w, const 
   }
   if (num_tokens <= 0 || w.rows <= 0) return;
   const LinearKernel& kernel = linear_kernel(isa);
-  LinearPanels args{y, x, w, bias, num_tokens, y_stride, 0, 0};
+  const auto width = static_cast<int64_t>(dtype_bytes(w.dtype));
+  const auto bytes = static_cast<int64_t>(std::max<size_t>(1, panel_bytes(w.dtype, w.columns)));
+  LinearPanels args{y, x, w, bytes / width, bias, num_tokens, y_stride, 0, 0};
   const bool few = num_tokens <= kernel.few_tokens;
   if (num_tokens > 1) {
     const TokenTiles tiles(num_tokens, few ? num_tokens : kernel.token_tile);
@@ -72,7 +74,6 @@ void cpu::linear(Isa isa, float* y, const float* x, const PanelMatrix& w, const 
   const int64_t num_panels = (w.rows + kPanelRows - 1) / kPanelRows;
   // With few tokens 128 KiB of weights a claim, small enough that a thread which loses its core
   // does not hold up the others; with many, 96 rows, because each claim reads all activations.
-  const auto bytes = static_cast<int64_t>(std::max<size_t>(1, panel_bytes(w.dtype, w.columns)));
   const int64_t at_once = kernel.panels_at_once(num_tokens);
   const int64_t wanted = few ? (int64_t{128} << 10) / bytes : 6;
   const int64_t chunk = std::max(at_once, wanted / at_once * at_once);

@@ -216,16 +216,11 @@ inline void choose_tokens(int64_t num_tokens, const Run& run) {
   run(Count<kMost>());
 }
 
-inline int64_t panel_elements(const PanelMatrix& w) {
-  const int64_t group = panel_group(w.dtype);
-  return (w.columns + group - 1) / group * group * kPanelRows;
-}
-
 /// Up to kFewTokens tokens: the weights once, from memory.
 template <class Load, int kTokens>
 void run_few(const LinearPanels& args) {
   constexpr int kPanels = panels_for(kTokens);
-  const int64_t stride = panel_elements(args.w);
+  const int64_t stride = args.panel_elements;
   Tile<Load> tile;
   tile.panel_stride = stride;
   tile.x = args.x;
@@ -270,7 +265,7 @@ template <class Load>
 void run_blocked(const LinearPanels& args) {
   alignas(64) float wide[kBlockPanels * kBlockColumns * kPanelRows];
   constexpr int64_t kWideStride = kBlockColumns * kPanelRows;
-  const int64_t stride = panel_elements(args.w);
+  const int64_t stride = args.panel_elements;
   const TokenTiles tiles(args.num_tokens, kTokenTile);
   constexpr int64_t kTilesInL2 = kTokensInL2 / kTokenTile;
   Tile<LoadF32> tile;

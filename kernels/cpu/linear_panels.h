@@ -11,6 +11,8 @@ namespace llmctl::kernels::cpu {
 /// activations of a few tokens stay in an L1 of 32 KiB. A multiple of every panel_group.
 constexpr int64_t kBlockColumns = 128;
 
+namespace {  // so that no object file shares code with another
+
 /// Tokens [first(i), first(i + 1)) make up tile i: as even as can be, because two tiles of 5 take
 /// less time than one of 8 and one of 2.
 struct TokenTiles {
@@ -21,6 +23,8 @@ struct TokenTiles {
   int64_t first(int64_t tile) const { return tile * num_tokens / num_tiles; }
 };
 
+}  // namespace
+
 /// The rows of panels [panel_begin, panel_end); the rest as in kernels/linear.h, except that the
 /// activations are packed: block by block of kBlockColumns, in each tile by tile, in each column by
 /// column with the tile's tokens side by side.
@@ -28,6 +32,7 @@ struct LinearPanels {
   float* y;
   const float* x;
   PanelMatrix w;
+  int64_t panel_elements;  ///< from one panel to the next
   const float* bias;
   int64_t num_tokens, y_stride;
   int64_t panel_begin, panel_end;
