@@ -130,6 +130,7 @@ TokenizerConfig read_tokenizer_config(const std::filesystem::path& directory) {
     if (config.tokenizer_class.ends_with("Fast")) {
       config.tokenizer_class.resize(config.tokenizer_class.size() - 4);
     }
+    config.legacy = find_flag(component, "legacy");
     config.add_bos_token = find_flag(component, "add_bos_token");
     config.add_eos_token = find_flag(component, "add_eos_token");
     config.add_prefix_space = find_flag(component, "add_prefix_space");

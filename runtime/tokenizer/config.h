@@ -21,6 +21,7 @@ struct TokenizerConfig {
   std::string model_type;                   ///< of config.json
   std::optional<int32_t> bos_token_id;      ///< of config.json
   std::optional<int32_t> num_image_tokens;  ///< ids in front of ChatGLM-6B's text
+  std::optional<bool> legacy;               ///< of the LLaMA classes
   std::optional<bool> add_bos_token, add_eos_token, add_prefix_space;
   /// bos_token, eos_token, unk_token, ... and their contents.
   std::vector<std::pair<std::string, std::string>> roles;

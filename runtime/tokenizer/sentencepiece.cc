@@ -64,6 +64,7 @@ class SentencePieceTokenizer : public Tokenizer {
   SentencePieceTokenizer(const std::filesystem::path& path, const TokenizerConfig& config);
 
   std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const override;
+  std::vector<int32_t> encode_chat(std::string_view text) const override;
   std::unique_ptr<DecodeState> start_decode(bool skip_special_tokens) const override;
   int64_t vocab_size() const override { return vocab_size_; }
   std::optional<int32_t> find_token(std::string_view token) const override;
@@ -78,6 +79,8 @@ class SentencePieceTokenizer : public Tokenizer {
   void add_extra_tokens(const SentencePieceClass& traits, const TokenizerConfig& config);
   void add_in_text_tokens(const SentencePieceClass& traits);
   void encode_text(std::string_view text, std::vector<int32_t>& ids) const;
+  std::vector<int32_t> encode_around(const AddedTokenMatcher& tokens, std::string_view text) const;
+  void find_chat_tokens(const TokenizerConfig& config);
   bool is_in_text_token(int32_t id) const {
     return std::find(in_text_ids_.begin(), in_text_ids_.end(), id) != in_text_ids_.end();
   }
@@ -94,6 +97,8 @@ class SentencePieceTokenizer : public Tokenizer {
   std::unordered_map<std::string, size_t> extra_by_content_;
   AddedTokenMatcher in_text_tokens_;
   std::vector<int32_t> in_text_ids_;  ///< of in_text_tokens_
+  AddedTokenMatcher chat_tokens_;     ///< those that a chat template may write
+  bool spaced_after_tokens_ = true;   ///< does a text behind a special token get its own space?
 };
 
 /// SentencePieceProcessor::Decode, id by id (sentencepiece_processor.cc).
@@ -194,6 +199,7 @@ SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& path
   if (config.model_type == "yuan") {
     add_in_text_tokens(kYuanClass);
     add_extra_tokens(kYuanClass, config);
+    find_chat_tokens(config);
     return;
   }
   const auto kind = std::find_if(kClasses.begin(), kClasses.end(), [&](const auto& entry) {
@@ -209,6 +215,7 @@ SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& path
   const SentencePieceClass& traits = kind != kClasses.end() ? *kind : kUnknownClass;
   add_extra_tokens(traits, config);
   choose_frame(traits, config, where);
+  find_chat_tokens(config);
 }
 
 void SentencePieceTokenizer::add_extra_token(const AddedToken& token) {
@@ -279,11 +286,44 @@ void SentencePieceTokenizer::choose_frame(const SentencePieceClass& traits,
 
 std::vector<int32_t> SentencePieceTokenizer::encode(std::string_view text,
                                                     bool add_special_tokens) const {
+  std::vector<int32_t> ids = encode_around(in_text_tokens_, text);
+  if (add_special_tokens) {
+    ids.insert(ids.begin(), prefix_.begin(), prefix_.end());
+    ids.insert(ids.end(), suffix_.begin(), suffix_.end());
+  }
+  return ids;
+}
+
+std::vector<int32_t> SentencePieceTokenizer::encode_chat(std::string_view text) const {
+  if (!spaced_after_tokens_) {
+    throw_invalid("tokenizer_config.json",
+                  "\"legacy\" is false: text behind a special token begins without a space, which "
+                  "a SentencePiece model alone cannot do",
+                  "put the model's tokenizer.json beside it");
+  }
+  return encode_around(chat_tokens_, text);
+}
+
+/// transformers' LlamaTokenizer: the special tokens are the pieces that are no text, and those that
+/// are no pieces.
+void SentencePieceTokenizer::find_chat_tokens(const TokenizerConfig& config) {
+  spaced_after_tokens_ = config.legacy.value_or(true);
+  for (int32_t id = 0; id < piece_count_; ++id) {
+    if (!processor_.IsControl(id) && !processor_.IsUnknown(id) && !is_in_text_token(id)) continue;
+    AddedToken token;
+    token.id = id;
+    chat_tokens_.add(processor_.IdToPiece(id), token);
+  }
+  for (const AddedToken& token : extra_tokens_) chat_tokens_.add(token.content, token);
+}
+
+/// What lies between `tokens` is a text of its own.
+std::vector<int32_t> SentencePieceTokenizer::encode_around(const AddedTokenMatcher& tokens,
+                                                           std::string_view text) const {
   const std::string valid = to_valid_utf8(text);
   std::vector<Segment> segments;
-  in_text_tokens_.split(valid, segments);
+  tokens.split(valid, segments);
   std::vector<int32_t> ids;
-  if (add_special_tokens) ids = prefix_;
   for (const Segment& segment : segments) {
     if (segment.id >= 0) {
       ids.push_back(segment.id);
@@ -291,7 +331,6 @@ std::vector<int32_t> SentencePieceTokenizer::encode(std::string_view text,
       encode_text(std::string_view(valid).substr(segment.begin, segment.end - segment.begin), ids);
     }
   }
-  if (add_special_tokens) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
   return ids;
 }
 

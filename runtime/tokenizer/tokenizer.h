@@ -35,6 +35,13 @@ class Tokenizer {
   /// no way to express `text` (a Unigram model without an unknown token).
   virtual std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const = 0;
 
+  /// The ids of a prompt that a chat template wrote: without a frame, and with every special token
+  /// that stands in it as its id, whoever wrote it. Throws as `encode` does, and kInvalidInput where
+  /// the tokenizer's files do not say how the text between special tokens begins.
+  virtual std::vector<int32_t> encode_chat(std::string_view text) const {
+    return encode(text, false);
+  }
+
   /// Begins a decode that is fed id by id. With `skip_special_tokens` special tokens print nothing.
   virtual std::unique_ptr<DecodeState> start_decode(bool skip_special_tokens) const = 0;
 

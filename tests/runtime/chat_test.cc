@@ -1,0 +1,204 @@
+// Chat templates against what transformers' Jinja makes of the same conversations.
+#include "runtime/chat/template.h"
+
+#include <doctest/doctest.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "formats/core/error.h"
+#include "tests/support/test_data.h"
+
+namespace llmctl::runtime::chat {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Dict dict_of(const Json& json) {
+  const Value value = Value::from_json(json);
+  return *value.dict();
+}
+
+/// The text, or "error: ..." where it is refused.
+std::string rendered(const std::string& source, const Dict& variables) {
+  try {
+    return Template(source, "template").render(variables);
+  } catch (const Error& error) {
+    return std::string("error: ") + error.what();
+  }
+}
+
+std::string rendered(const std::string& source) { return rendered(source, Dict{}); }
+
+void check(const std::string& source, const Dict& variables, const Json& expected) {
+  CAPTURE(source);
+  const std::string text = rendered(source, variables);
+  if (expected.contains("text")) {
+    CHECK(text == expected.at("text").get<std::string>());
+  } else {
+    CAPTURE(text);
+    CHECK(text.starts_with("error: "));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("chat: templates of the families give the prompts of transformers") {
+  std::ifstream file(test::golden("chat/golden.json"));
+  REQUIRE(file.good());
+  const Json golden = Json::parse(file);
+  std::map<std::string, std::string> sources;
+  REQUIRE(golden.at("templates").size() > 100);
+  for (const Json& expected : golden.at("templates")) {
+    const std::string name = expected.at("template");
+    if (!sources.contains(name)) {
+      std::stringstream text;
+      text << std::ifstream(test::golden("chat/templates/" + name)).rdbuf();
+      sources[name] = text.str();
+    }
+    CAPTURE(name);
+    CAPTURE(expected.at("variables").dump());
+    Dict variables = dict_of(golden.at("specials"));
+    variables.set("tools", Value());
+    variables.set("documents", Value());
+    for (const auto& [key, value] : expected.at("variables").items()) {
+      variables.set(key, Value::from_json(value));
+    }
+    check(sources.at(name), variables, expected);
+  }
+}
+
+TEST_CASE("chat: each construct gives what jinja2 as transformers sets it up gives") {
+  std::ifstream file(test::golden("chat/golden.json"));
+  const Json golden = Json::parse(file);
+  const Dict variables = dict_of(golden.at("snippet_variables"));
+  REQUIRE(golden.at("snippets").size() > 100);
+  for (const Json& expected : golden.at("snippets")) {
+    check(expected.at("template"), variables, expected);
+  }
+}
+
+TEST_CASE("chat: what is not supported is refused by name and line") {
+  const auto says = [](const char* source, const char* part) {
+    const std::string text = rendered(source);
+    CAPTURE(source);
+    CAPTURE(text);
+    CHECK(text.starts_with("error: template: chat template, line "));
+    CHECK(text.find(part) != std::string::npos);
+  };
+  says("\n\n{% include 'x' %}", "line 3: the tag 'include' is not supported");
+  says("{% call x() %}{% endcall %}", "the tag 'call'");
+  says("{{ x | urlize }}", "the filter 'urlize' is not supported");
+  says("{{ 1 is weird }}", "the test 'weird' is not supported");
+  says("{{ 'a'.center(3) }}", "the string method 'center' is not supported");
+  says("{{ ('a' | safe) + 'b' }}", "the filter 'safe'");
+  says("{{ {'items': 1}.items }}", "the method 'items' of a dict without a call");
+  says("{{ '%s' % 'a' }}", "'%' behind a text is not supported");
+  says("{{ cycler('a') }}", "the function 'cycler' is not supported");
+  says("{% for x in y recursive %}{% endfor %}", "a recursive loop is not supported");
+  says("{{ 'x'.__class__ }}", "access to '__class__' is not allowed");
+  says("{{ f(*x) }}", "'*' before an argument is not supported");
+  says("{{ raise_exception('Odd\nroles') }}", "the template refuses this conversation: Odd");
+}
+
+TEST_CASE("chat: what is no Jinja is refused with its line") {
+  for (const char* source : {"{{",
+                             "{{ 1",
+                             "{% if 1 %}",
+                             "{% endif %}",
+                             "{% if %}x{% endif %}",
+                             "{{ }}",
+                             "{{ 1 + }}",
+                             "{{ (1 }}",
+                             "{{ 'a }}",
+                             "{% for x in %}{% endfor %}",
+                             "{% for 1 in x %}{% endfor %}",
+                             "{% set x %}",
+                             "{% macro %}{% endmacro %}",
+                             "{# x",
+                             "{% raw %}",
+                             "{{ 1 2 }}",
+                             "{{ a b }}",
+                             "{% break %}",
+                             "{{ a..b }}",
+                             "{{ a[1 }}",
+                             "{{ a | }}",
+                             "{{ a is }}",
+                             "{{ \x01 }}",
+                             "{{ '\\ud800' }}",
+                             "{% if 1 %}{% else %}{% else %}{% endif %}",
+                             "{{ 1a }}",
+                             "{{ a[1,2] }}",
+                             "{% 5 %}",
+                             "{% if 1 %}{% endfor %}",
+                             "{{ 99999999999999999999 }}"}) {
+    CAPTURE(source);
+    CHECK(rendered(source).starts_with("error: template: chat template, line 1: "));
+  }
+  CHECK(rendered("\xFF").starts_with("error: template: the chat template is not UTF-8"));
+}
+
+TEST_CASE("chat: a hostile template ends soon and in bounded memory") {
+  const auto refused = [](const std::string& source) {
+    CAPTURE(source.substr(0, 200));
+    CHECK(rendered(source).starts_with("error: "));
+  };
+  refused("{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}");
+  refused(
+      "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}"
+      "{% endfor %}");
+  refused(
+      "{% set ns = namespace(x=[]) %}{% for i in range(999) %}{% set ns.x = [ns.x] %}{% endfor %}");
+  refused("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}");
+  refused("{{ 'a' * 99999999999 }}");
+  refused("{{ 'abc' * 99999999 }}");
+  refused("{{ " + std::string(100000, '(') + "1" + std::string(100000, ')') + " }}");
+  refused("{{ " + std::string(100000, '-') + "1 }}");
+  refused("{{ 1" + std::string(50000, '+') + " }}");
+  std::string nested;
+  for (int i = 0; i < 20000; ++i) nested += "{% if 1 %}";
+  refused(nested);
+  refused(std::string(2 << 20, 'x'));
+  // Rings of namespaces are freed, and long chains do not exhaust the stack.
+  CHECK(rendered("{% set a = namespace() %}{% set a.a = a %}ok") == "ok");
+  CHECK(rendered(
+            "{% set n = namespace(x=none) %}{% for i in range(99999) %}{% set m = namespace(x=n.x)"
+            " %}{% set n.x = m %}{% endfor %}ok") == "ok");
+}
+
+TEST_CASE("chat: every prefix of a template and every damaged one is rendered or refused") {
+  std::stringstream text;
+  text << std::ifstream(test::golden("chat/templates/mistral-v0.3.jinja")).rdbuf();
+  const std::string whole = text.str();
+  REQUIRE(whole.size() > 1000);
+  const Dict variables = dict_of(Json::parse(
+      R"({"messages": [{"role": "user", "content": "hi"}], "bos_token": "<s>", "tools": null})"));
+  for (size_t size = 0; size < whole.size(); ++size) rendered(whole.substr(0, size), variables);
+  for (size_t i = 0; i < whole.size(); ++i) {
+    std::string damaged = whole;
+    damaged[i] = static_cast<char>(damaged[i] ^ (1 << (i % 7)));
+    rendered(damaged, variables);
+  }
+  CHECK(rendered(whole, variables) == "<s>[INST] hi[/INST]");
+}
+
+// Not a test of its own: the door through which tests/interop/chat_test.py renders at random.
+TEST_CASE("chat: renders for the interop script" * doctest::skip()) {
+  const char* input = std::getenv("LLMCTL_CHAT_INPUT");
+  const char* output = std::getenv("LLMCTL_CHAT_OUTPUT");
+  REQUIRE(input != nullptr);
+  REQUIRE(output != nullptr);
+  std::ifstream in(input);
+  Json out = Json::array();
+  for (const Json& item : Json::parse(in)) {
+    const std::string text =
+        rendered(item.at("template").get<std::string>(), dict_of(item.at("variables")));
+    out.push_back(text);
+  }
+  std::ofstream(output) << out;
+}
+
+}  // namespace llmctl::runtime::chat
