@@ -10,6 +10,7 @@
 #include "cli/npy.h"
 #include "cli/output.h"
 #include "cli/processes.h"
+#include "cli/run_chat.h"
 #include "cli/run_data.h"
 #include "cli/run_input.h"
 #include "cli/run_interactive.h"
@@ -114,18 +115,23 @@ void answer_start_ids(const LoadedRun& run) {
 bool is_interactive(const RunOptions& options) {
   const int sources = int{options.has_prompt} + int{options.has_token_ids} +
                       int{!options.prompt_file.empty()} + int{!options.data_file.empty()} +
-                      int{!options.start_ids.empty()};
+                      int{!options.start_ids.empty()} + int{!options.messages.empty()};
   const bool interactive = sources == 0 && is_terminal(0);
   if (sources > 1 || (sources == 0 && !interactive)) {
     throw_usage("llmctl run",
-                "give one of --prompt TEXT, --prompt-file, --token-ids 1,5,9, --data-file and "
-                "--start-ids");
+                "give one of --prompt TEXT, --prompt-file, --messages, --token-ids 1,5,9, "
+                "--data-file and --start-ids");
   }
   const auto need = [&](bool used, const char* flag, bool fits, const char* where) {
     if (used && !fits) throw_usage(flag, std::string("goes with ") + where + " only");
   };
   const bool data = !options.data_file.empty();
   const bool single = sources == 1 && !data && options.start_ids.empty();
+  need(!options.messages.empty(), "--messages", options.chat, "--chat");
+  need(!options.system.empty(), "--system", options.chat, "--chat");
+  need(!options.chat_template.empty(), "--chat-template", options.chat, "--chat");
+  need(options.chat, "--chat", interactive || (single && !options.has_token_ids),
+       "--prompt, --prompt-file, --messages or a session");
   need(!options.output_file.empty(), "--output-file", data || !options.start_ids.empty(),
        "--data-file or --start-ids");
   need(options.resume, "--resume", data && !options.output_file.empty(),
@@ -181,6 +187,12 @@ ExitCode run_run(const RunOptions& options, runtime::ProcessLink* link) {
   const runtime::GenerateRequest request = make_request(options.decoding, tokenizer.get(), eos_ids);
   engine_options.batch.tokenizer = tokenizer.get();
 
+  std::optional<Chat> chat;
+  if (options.chat) chat.emplace(model.checkpoint(), *tokenizer, options);
+  const auto encode = [&](const std::string& text) {
+    return chat ? chat->encode_turn(text) : encode_prompt(*tokenizer, text);
+  };
+
   // What can be refused is refused before the weights are read.
   const bool choose = options.decoding.max_new_tokens < 0;
   std::vector<DataLine> lines;
@@ -194,10 +206,9 @@ ExitCode run_run(const RunOptions& options, runtime::ProcessLink* link) {
   } else if (!options.data_file.empty()) {
     lines = read_data_file(options.data_file, request, choose, tokenizer.get(), model.config());
   } else if (options.start_ids.empty()) {
-    if (options.has_prompt) ids = encode_prompt(*tokenizer, options.prompt);
-    if (!options.prompt_file.empty()) {
-      ids = encode_prompt(*tokenizer, read_text_file(options.prompt_file));
-    }
+    if (options.has_prompt) ids = encode(options.prompt);
+    if (!options.prompt_file.empty()) ids = encode(read_text_file(options.prompt_file));
+    if (!options.messages.empty()) ids = chat->encode_file(options.messages);
     single = with_prompt(request, ids, model.config(), choose);
     runtime::check_request(single, model.config());
   }
@@ -212,7 +223,8 @@ ExitCode run_run(const RunOptions& options, runtime::ProcessLink* link) {
   }
   const LoadedRun run{options, engine, tokenizer.get(), request, eos_ids, ms_since(start)};
   if (interactive) {
-    run_interactive(engine, *tokenizer, request, choose, plain_prompts(*tokenizer));
+    run_interactive(engine, *tokenizer, request, choose,
+                    chat ? chat->session_prompts() : plain_prompts(*tokenizer));
   } else if (!options.data_file.empty()) {
     run.summarize(run_data_file(engine, lines, options, tokenizer.get(), eos_ids));
   } else if (!options.start_ids.empty()) {
@@ -234,6 +246,14 @@ Run add_run(CLI::App& verb) {
                                            "Token ids to continue, in place of a text");
   token_ids->type_name("IDS");
   add_path(verb, "--prompt-file", options->prompt_file, "Continue the text in this file");
+  verb.add_flag("--chat", options->chat,
+                "Prompts are turns of a conversation, in the model's own chat template");
+  verb.add_option("--system", options->system, "What the system says first, with --chat")
+      ->type_name("TEXT");
+  add_path(verb, "--messages", options->messages,
+           "Continue the conversation in this JSON file, with --chat");
+  add_path(verb, "--chat-template", options->chat_template,
+           "The Jinja template for --chat [the model's own]");
   add_path(verb, "--data-file", options->data_file,
            "Continue each line's src, prompt or token_ids of this file of JSON lines");
   add_path(verb, "--start-ids", options->start_ids,
@@ -270,6 +290,7 @@ Run add_run(CLI::App& verb) {
   static constexpr std::string_view kExamples[] = {
       "run ./llama --prompt 'Once upon a time'",
       "run ./llama --tp 2 --pp 2 --prompt 'Once upon a time' -n 64 --temperature 0.8 --seed 1",
+      "run ./qwen --chat --system 'Be brief.' --prompt 'What is a prime?'",
       "run ./gpt-ft/2-gpu --token-ids 1,5,9 --json",
       "run ./llama --data-file in.jsonl --output-file out.jsonl --batch-size 8",
       "run ./llama --token-ids 1,5,9 -n 0 --logits-file logits.npy",

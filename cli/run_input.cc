@@ -19,18 +19,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// The folder of the model's tokenizer files; nothing when it has none.
-std::optional<fs::path> find_tokenizer_directory(const formats::Checkpoint& checkpoint) {
-  for (const fs::path& file : checkpoint.side_files) {
-    const std::string name = file.filename().string();
-    if (name == "tokenizer.json" || name == "tokenizer.model" || name == "vocab.json" ||
-        name == "ice_text.model" || name.ends_with(".tiktoken")) {
-      return file.has_parent_path() ? file.parent_path() : fs::path(".");
-    }
-  }
-  return std::nullopt;
-}
-
 /// Ids with commas and blanks between them; nothing when it is something else.
 std::optional<std::vector<int32_t>> find_token_ids(const std::string& text) {
   std::vector<int32_t> ids;
@@ -66,6 +54,17 @@ void add_bad_word(std::vector<std::vector<int32_t>>& words, const runtime::Token
 
 }  // namespace
 
+std::optional<fs::path> find_tokenizer_directory(const formats::Checkpoint& checkpoint) {
+  for (const fs::path& file : checkpoint.side_files) {
+    const std::string name = file.filename().string();
+    if (name == "tokenizer.json" || name == "tokenizer.model" || name == "vocab.json" ||
+        name == "ice_text.model" || name.ends_with(".tiktoken")) {
+      return file.has_parent_path() ? file.parent_path() : fs::path(".");
+    }
+  }
+  return std::nullopt;
+}
+
 std::vector<int32_t> parse_token_ids(const std::string& flag, const std::string& text) {
   if (auto ids = find_token_ids(text)) return *std::move(ids);
   throw_usage(flag + " '" + printable(text, 40) + "'", "not a list of token ids",
@@ -80,6 +79,7 @@ std::unique_ptr<runtime::Tokenizer> open_model_tokenizer(const formats::Checkpoi
       tokenizer = runtime::open_tokenizer(*directory);
     }
     if (!tokenizer && options.needs_tokenizer()) {
+      if (options.chat) throw_usage("--chat", "the model has no tokenizer");
       const bool prompt = options.has_prompt || !options.prompt_file.empty();
       throw_usage(prompt                          ? "--prompt"
                   : options.decoding.stop.empty() ? "--bad-words"

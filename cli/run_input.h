@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +17,10 @@ namespace llmctl::cli {
 
 /// "1,5,9" with blanks around the numbers allowed. Throws kUsage naming `flag` for anything else.
 std::vector<int32_t> parse_token_ids(const std::string& flag, const std::string& text);
+
+/// The folder of the model's tokenizer files; nothing when it has none.
+std::optional<std::filesystem::path> find_tokenizer_directory(
+    const formats::Checkpoint& checkpoint);
 
 /// The model's tokenizer; null when it has none and nothing asks for one. Ids alone need no
 /// tokenizer, so one that cannot be opened is then no reason to stop.

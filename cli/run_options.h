@@ -33,6 +33,8 @@ struct RunOptions {
   // Where prompts come from; at most one of these. With none of them the session is interactive.
   std::string prompt, prompt_file, token_ids, data_file, start_ids;
   bool has_prompt = false, has_token_ids = false;
+  bool chat = false;  ///< prompts are turns of a conversation
+  std::string messages, system, chat_template;
   std::string output_file;
   bool resume = false, overwrite = false;
   int64_t tp = 1, pp = 1, threads = 0;
@@ -45,7 +47,7 @@ struct RunOptions {
 
   /// Whether some input is text, so that a model without a tokenizer cannot do.
   bool needs_tokenizer() const {
-    return has_prompt || !prompt_file.empty() || !decoding.stop.empty() ||
+    return has_prompt || chat || !prompt_file.empty() || !decoding.stop.empty() ||
            !decoding.bad_words.empty();
   }
 };

@@ -33,6 +33,7 @@ struct ParsedTemplate {
 namespace {
 
 constexpr int kMaxCalls = 100;
+constexpr size_t kScopeCost = 320;  ///< a scope takes as long as twenty steps
 constexpr int64_t kMaxRange = 100'000;  // jinja2.sandbox.MAX_RANGE
 constexpr std::array<std::string_view, 5> kFunctions = {"range", "dict", "namespace",
                                                         "raise_exception", "strftime_now"};
@@ -163,6 +164,7 @@ class Interpreter {
     for (state->index = 0; state->index < state->items.size(); ++state->index) {
       const Inner inner(*this, scope_.get());
       machine_.set_line(statement.line);
+      machine_.charge(kScopeCost);
       scope_->names["loop"] = Value(state);
       assign(statement.target, state->items[state->index]);
       if (run_block(statement.body, out) == Flow::kBreak) break;
@@ -543,6 +545,7 @@ class Interpreter {
       machine_.fail("macros calling each other deeper than " + std::to_string(kMaxCalls));
     }
     std::string out;
+    machine_.charge(kScopeCost);
     {
       const Inner inner(*this, macro->scope);
       for (size_t i = 0; i < bound.size(); ++i) {

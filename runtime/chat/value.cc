@@ -8,6 +8,7 @@
 
 #include "formats/core/error.h"
 #include "runtime/chat/text.h"
+#include "runtime/tokenizer/unicode.h"
 
 namespace llmctl::runtime::chat {
 
@@ -68,7 +69,8 @@ Value Value::from_json(const nlohmann::ordered_json& json) {
     case nlohmann::ordered_json::value_t::number_float:
       return Value(json.get<double>());
     case nlohmann::ordered_json::value_t::string:
-      return Value(json.get_ref<const std::string&>());
+      // What a user types need not be UTF-8; what the template computes with must be.
+      return Value(tokenizer::to_valid_utf8(json.get_ref<const std::string&>()));
     case nlohmann::ordered_json::value_t::array: {
       List list;
       for (const auto& item : json) list.items.push_back(from_json(item));

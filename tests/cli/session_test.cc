@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <fstream>
 #include <string>
 
 #include "tests/support/command.h"
@@ -114,6 +115,26 @@ TEST_CASE("session: a turn that does not fit is refused and the session goes on"
         std::string::npos);
   session.type("/exit\n");
   CHECK(session.wait() == 0);
+}
+
+TEST_CASE("session: with --chat it is a conversation whose answers are said by the assistant") {
+  const TempDir directory;
+  const auto file = directory / "chat.jinja";
+  std::ofstream(file)
+      << "{% if messages | length > 3 %}{{ raise_exception(messages | map(attribute='role')"
+         " | join(' ') ~ ': ' ~ messages[0].content) }}{% endif %}"
+         "{{ messages[-1].content }}";
+  Session session("--chat --system Hush --chat-template " + file.string() + " -n 8");
+  session.read_until("\n> ");
+  session.type("Once upon a time\n");
+  CHECK(session.read_until("\n> ").find("there was") != std::string::npos);
+  session.type("One day\n");
+  CHECK(session.read_until("\n> ").find("system user assistant user: Hush") != std::string::npos);
+  session.type("/reset\n");
+  session.read_until("\n> ");
+  session.type("Once upon a time\n");
+  CHECK(session.read_until("\n> ").find("there was") != std::string::npos);
+  session.type("/exit\n");
 }
 
 }  // namespace llmctl::test

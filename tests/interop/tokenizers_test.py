@@ -5,7 +5,8 @@
 
 For every tokenizer folder under DATA/tokenizers (and the SentencePiece models under DATA/models) all
 lines of wikitext-2/test.txt, a long stretch of it as one text, and 2,000 random strings are encoded and
-decoded by both; ids and texts must be equal. Needs the Python packages tokenizers, sentencepiece and tiktoken,
+decoded by both, and 500 lists of random ids decoded; ids and texts must be equal. (llmctl decodes each as
+a stream too, which must give the same text in whole characters.) Needs the Python packages tokenizers, sentencepiece and tiktoken,
 and the test data (LLMCTL_TEST_DATA): without either it says so and passes.
 """
 
@@ -60,7 +61,13 @@ class TokenizersOracle:
 
     def run(self, texts):
         encodings = [e.ids for e in self.tokenizer.encode_batch(texts)]
-        return [(ids, self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in encodings]
+        return [(ids, self.decode(ids)) for ids in encodings]
+
+    def size(self):
+        return self.tokenizer.get_vocab_size()
+
+    def decode(self, ids):
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 class SentencePieceOracle:
@@ -75,6 +82,12 @@ class SentencePieceOracle:
             ids = self.model.encode(text)
             out.append((self.prefix + ids + self.suffix, self.model.decode(ids)))
         return out
+
+    def size(self):
+        return self.model.get_piece_size()
+
+    def decode(self, ids):
+        return self.model.decode(ids)
 
 
 class TiktokenOracle:
@@ -93,8 +106,14 @@ class TiktokenOracle:
             if self.normal_form:
                 text = unicodedata.normalize(self.normal_form, text)
             ids = self.prefix + self.encoding.encode(text, allowed_special="all")
-            out.append((ids, self.encoding.decode([i for i in ids if i not in self.specials], errors="replace")))
+            out.append((ids, self.decode(ids)))
         return out
+
+    def size(self):
+        return self.encoding.n_vocab
+
+    def decode(self, ids):
+        return self.encoding.decode([i for i in ids if i not in self.specials], errors="replace")
 
 
 class ChatGlmOracle(SentencePieceOracle):
@@ -107,11 +126,14 @@ class ChatGlmOracle(SentencePieceOracle):
             for i in range(80, 1, -1):
                 text = text.replace(" " * i, f"<|blank_{i}|>")
             ids = self.model.encode(text)
-            plain = self.model.decode(ids).replace("<n>", "\n").replace("<|tab|>", "\t")
-            for i in range(2, 81):
-                plain = plain.replace(f"<|blank_{i}|>", " " * i)
-            out.append((self.prefix + ids + self.suffix, plain))
+            out.append((self.prefix + ids + self.suffix, self.decode(ids)))
         return out
+
+    def decode(self, ids):
+        plain = self.model.decode(ids).replace("<n>", "\n").replace("<|tab|>", "\t")
+        for i in range(2, 81):
+            plain = plain.replace(f"<|blank_{i}|>", " " * i)
+        return plain
 
 
 def llmctl(tests, directory, texts, work):
@@ -176,7 +198,11 @@ def main():
             os.makedirs(directory)
             for source, target in files:
                 shutil.copy(source, os.path.join(directory, target))
-            ok = compare(name, llmctl(arguments.tests, directory, texts, work), oracle().run(texts), texts) and ok
+            library = oracle()
+            rng = random.Random(arguments.seed)
+            soups = [[rng.randrange(library.size()) for _ in range(rng.randrange(1, 30))] for _ in range(500)]
+            expected = library.run(texts) + [(ids, library.decode(ids)) for ids in soups]
+            ok = compare(name, llmctl(arguments.tests, directory, texts + soups, work), expected, texts + soups) and ok
 
         for name, file in cases:
             path = os.path.join(tokenizers_root, file)

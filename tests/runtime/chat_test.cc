@@ -1,15 +1,19 @@
 // Chat templates against what transformers' Jinja makes of the same conversations.
-#include "runtime/chat/template.h"
+#include "runtime/chat/chat.h"
 
 #include <doctest/doctest.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 
 #include "formats/core/error.h"
+#include "runtime/tokenizer/tokenizer.h"
+#include "tests/support/temp_dir.h"
 #include "tests/support/test_data.h"
 
 namespace llmctl::runtime::chat {
@@ -183,6 +187,83 @@ TEST_CASE("chat: every prefix of a template and every damaged one is rendered or
     rendered(damaged, variables);
   }
   CHECK(rendered(whole, variables) == "<s>[INST] hi[/INST]");
+}
+
+TEST_CASE("chat: a model's format is found where transformers finds it") {
+  const test::TempDir directory;
+  const auto write = [&](const char* name, const std::string& text) {
+    std::ofstream(directory / name) << text;
+  };
+  const auto prompt = [&](const std::optional<std::filesystem::path>& file = std::nullopt) {
+    try {
+      const auto format = open_chat_format(directory.path(), file);
+      if (!format) return std::string("none");
+      return format->render(Json::parse(R"([{"role": "user", "content": "hi", "x": null}])"), true);
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+  };
+  CHECK(prompt() == "none");
+  write("tokenizer_config.json",
+        R"({"tokenizer_class": "LlamaTokenizerFast", "eos_token": {"content": "<end>"},
+    "chat_template": "{{ bos_token }}|{{ eos_token }}|{{ messages[0].content }}|{{ messages[0].x is defined }}"})");
+  CHECK(prompt() == "<s>|<end>|hi|False");
+  write("tokenizer_config.json", R"({"chat_template": [{"name": "tool_use", "template": "t"},
+    {"name": "default", "template": "d{{ bos_token }}{{ tools is none }}"}]})");
+  CHECK(prompt() == "dTrue");
+  write("tokenizer_config.json", R"({"chat_template": [{"name": "rag", "template": "t"}]})");
+  CHECK(prompt().find("no chat template is called 'default'; there are: rag") != std::string::npos);
+  write("tokenizer_config.json", R"({"chat_template": 5})");
+  CHECK(prompt().find("'chat_template' must be a string or a list") != std::string::npos);
+  write("chat_template.json", R"({"chat_template": "json"})");
+  CHECK(prompt() == "json");
+  write("chat_template.jinja", "jinja {{ add_generation_prompt }}\n");
+  CHECK(prompt() == "jinja True");
+  write("mine.jinja", "mine");
+  CHECK(prompt(directory / "mine.jinja") == "mine");
+  write("mine.jinja", "\n{{ 1 | nope }}");
+  CHECK(prompt(directory / "mine.jinja")
+            .find("mine.jinja: chat template, line 2: the filter 'nope'") != std::string::npos);
+}
+
+TEST_CASE("chat: messages of another shape are refused with their number") {
+  const ChatFormat format(Template("x", "template"), Dict{});
+  const auto refusal = [&](const char* json) {
+    try {
+      return format.render(Json::parse(json), true);
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+  };
+  CHECK(refusal(R"([{"role": "user", "content": "a"}])") == "x");
+  // Bytes that are no UTF-8 reach templates as U+FFFD.
+  const ChatFormat echo(Template("{{ messages[0].content[1:] }}", "template"), Dict{});
+  Json broken = Json::array({{{"role", "user"}, {"content", "a\xFF\xE4"}}});
+  CHECK(echo.render(broken, true) == "\xEF\xBF\xBD\xEF\xBF\xBD");
+  CHECK(refusal("[]").find("at least one message") != std::string::npos);
+  CHECK(refusal("{}").find("at least one message") != std::string::npos);
+  CHECK(refusal(R"(["a"])").find("message 1: an object") != std::string::npos);
+  CHECK(refusal(R"([{"role": "user", "content": "a"}, {"role": 1, "content": "a"}])")
+            .find("message 2: \"role\" must be a string") != std::string::npos);
+  CHECK(refusal(R"([{"role": "user"}])").find("\"content\" must be a string") != std::string::npos);
+}
+
+TEST_CASE("chat: a SentencePiece model finds the special tokens that a template writes") {
+  const test::TempDir directory;
+  const auto model = test::golden("tokenizers/spm_bpe/tokenizer.model");
+  std::filesystem::create_symlink(std::filesystem::absolute(model), directory / "tokenizer.model");
+  const auto tokenizer = open_tokenizer(directory.path());
+  REQUIRE(tokenizer != nullptr);
+  const int32_t bos = *tokenizer->find_token("<s>"), eos = *tokenizer->find_token("</s>");
+  std::vector<int32_t> want = {bos};
+  for (const int32_t id : tokenizer->encode("one two", false)) want.push_back(id);
+  want.push_back(eos);
+  for (const int32_t id : tokenizer->encode("three", false)) want.push_back(id);
+  CHECK(tokenizer->encode_chat("<s>one two</s>three") == want);
+  CHECK(tokenizer->encode("<s>one", false) != tokenizer->encode_chat("<s>one"));
+  std::ofstream(directory / "tokenizer_config.json") << R"({"legacy": false})";
+  CHECK_THROWS_WITH_AS(open_tokenizer(directory.path())->encode_chat("a"),
+                       doctest::Contains("tokenizer.json"), Error);
 }
 
 // Not a test of its own: the door through which tests/interop/chat_test.py renders at random.
