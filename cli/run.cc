@@ -188,7 +188,7 @@ ExitCode run_run(const RunOptions& options, runtime::ProcessLink* link) {
   engine_options.batch.tokenizer = tokenizer.get();
 
   std::optional<Chat> chat;
-  if (options.chat) chat.emplace(model.checkpoint(), *tokenizer, options);
+  if (options.chat && leads) chat.emplace(model.checkpoint(), *tokenizer, options);
   const auto encode = [&](const std::string& text) {
     return chat ? chat->encode_turn(text) : encode_prompt(*tokenizer, text);
   };
