@@ -21,6 +21,7 @@ LLMCTL = os.environ["LLMCTL_BINARY"]
 SHIM = os.environ.get("LLMCTL_FAULT_SHIM", "")
 ENV = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
            OMPI_MCA_btl_vader_single_copy_mechanism="none", OMPI_MCA_rmaps_base_oversubscribe="1", OMPI_MCA_hwloc_base_binding_policy="none")
+SOON = 40  # seconds in which all ranks have ended, on a machine with much else to do; on an idle one it takes two
 failures = []
 
 
@@ -149,7 +150,7 @@ def test_faults(place, expected, launcher=("mpirun",), where=""):
             start = time.monotonic()
             result = mpirun(place, 3, with_fault(place, rank, fault), *JOBS["split"], *extra, launcher=launcher,
                             LLMCTL_JOURNAL_BYTES="1")
-            expect(time.monotonic() - start < 15, f"{what}: took {time.monotonic() - start:.0f} s to end")
+            expect(time.monotonic() - start < SOON, f"{what}: took {time.monotonic() - start:.0f} s to end")
             expect(not (place / "out").exists(), f"{what}: something was published")
             if fault.endswith("KILL"):
                 expect(result.returncode not in (0, 5), f"{what}: exit {result.returncode}")
@@ -283,7 +284,7 @@ exec '{LLMCTL}' "$@"
                 process.communicate(timeout=30)
             except subprocess.TimeoutExpired:
                 process.kill()
-            expect(time.monotonic() - start < 15, f"{what}: took {time.monotonic() - start:.0f} s to end")
+            expect(time.monotonic() - start < SOON, f"{what}: took {time.monotonic() - start:.0f} s to end")
             expect(process.returncode == code, f"{what}: exit {process.returncode}")
             expect(wait_for_end(pids), f"{what}: a process goes on")
 
