@@ -14,14 +14,16 @@ namespace {
 
 /// A level of the nested dicts, or a tensor.
 struct Level {
-  std::vector<std::pair<std::string, Level>> children;
+  std::string key;
+  std::vector<Level> children;
   int tensor = -1;
 
   Level& child(const std::string& name) {
-    for (auto& [key, level] : children) {
-      if (key == name) return level;
+    for (Level& level : children) {
+      if (level.key == name) return level;
     }
-    return children.emplace_back(name, Level{}).second;
+    children.emplace_back().key = name;
+    return children.back();
   }
 };
 
@@ -108,9 +110,9 @@ class RankFileWriter {
         key.starts_with("model") && key.find_first_not_of("0123456789", 5) == std::string::npos;
     if (!written_.insert(is_model ? "model" : key).second) return;
     if (is_model) {
-      for (const auto& [name, level] : models_.children) {
-        pickle_.text(name);
-        write_level(level);
+      for (const Level& model : models_.children) {
+        pickle_.text(model.key);
+        write_level(model);
       }
     } else if (key == "args") {
       if (!value && options_.args.empty()) return;
@@ -153,12 +155,11 @@ class RankFileWriter {
       storages_.push_back({level.tensor, bytes, {}});
       return;
     }
-    const bool is_state_dict =
-        std::any_of(level.children.begin(), level.children.end(),
-                    [](const auto& child) { return child.second.tensor >= 0; });
+    const bool is_state_dict = std::any_of(level.children.begin(), level.children.end(),
+                                           [](const Level& child) { return child.tensor >= 0; });
     is_state_dict ? pickle_.begin_ordered_dict() : pickle_.begin_dict();
-    for (const auto& [key, child] : level.children) {
-      pickle_.text(key);
+    for (const Level& child : level.children) {
+      pickle_.text(child.key);
       write_level(child);
     }
     pickle_.end_dict();
