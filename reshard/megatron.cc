@@ -537,13 +537,13 @@ class ConfigReader {
     const auto size = args_.find_int("vocab_size");
     // NullTokenizer's vocab_size does not count its end-of-document token.
     const bool is_null = args_.find_text("tokenizer_type").value_or("") == "NullTokenizer";
-    const auto stored = is_null ? std::nullopt : args_.find_stored_int("vocab_size");
+    const int64_t stored = is_null ? 0 : args_.find_stored_int("vocab_size").value_or(0);
     const std::string rows = "the embedding has " + std::to_string(padded_vocab_) + " rows";
     if (args_.is_set("vocab_size")) {
       const std::string flag = "--vocab-size " + std::to_string(*size);
       if (*size < 1 || *size > padded_vocab_) throw_usage(flag, rows);
-      if (stored && *stored != *size && *stored >= 1 && *stored <= padded_vocab_) {
-        throw_usage(flag, "args.vocab_size is " + std::to_string(*stored), "leave it out");
+      if (stored != *size && stored >= 1 && stored <= padded_vocab_) {
+        throw_usage(flag, "args.vocab_size is " + std::to_string(stored), "leave it out");
       }
     } else {
       if (!size || *size < 1 || is_null) return;
