@@ -177,7 +177,8 @@ TEST_CASE("export: tensors start at multiples of 64 bytes and gaps are zeros") {
   for (const char* family : {"llama-headdim", "gpt2", "bloom"}) {
     const fs::path out = dir / family;
     convert(export_options(test::golden("families") / family, out));
-    for (const formats::StoredTensor& tensor : open_model(out).checkpoint().tensors) {
+    const Model reread = open_model(out);
+    for (const formats::StoredTensor& tensor : reread.checkpoint().tensors) {
       CAPTURE(tensor.name);
       CHECK(tensor.offset_bytes % formats::kExportAlignment == 0);
       CHECK(tensor.offset_bytes >= 4096);
@@ -207,7 +208,8 @@ TEST_CASE("export: a dtype is cast as run casts it") {
   options = export_options(test::golden("families") / "llama", dir / "half");
   options.dtype = DType::BF16;
   convert(options);
-  for (const formats::StoredTensor& tensor : open_model(dir / "half").checkpoint().tensors) {
+  const Model reread = open_model(dir / "half");
+  for (const formats::StoredTensor& tensor : reread.checkpoint().tensors) {
     CHECK(tensor.dtype == (tensor.shape.size() > 1 ? DType::BF16 : DType::F32));
   }
 }
