@@ -1,5 +1,7 @@
 #include "cli/run_interactive.h"
 
+#include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -20,17 +22,30 @@ namespace {
 std::atomic<bool> ctrl_c{false};
 static_assert(std::atomic<bool>::is_always_lock_free);
 
-void on_ctrl_c(int) { ctrl_c.store(true); }
+/// Both ends of a pipe: a signal that comes just before a read would otherwise be seen after it.
+int wake_pipe[2] = {-1, -1};
+
+void on_ctrl_c(int) {
+  const int saved = errno;
+  ctrl_c.store(true);
+  // A full pipe wakes as well as a fuller one.
+  [[maybe_unused]] const ssize_t n = ::write(wake_pipe[1], "", 1);
+  errno = saved;
+}
 
 /// Ctrl-C ends an answer and not the process, as long as this lives.
 class AnswerSignals {
  public:
   AnswerSignals() {
+    if (::pipe2(wake_pipe, O_CLOEXEC | O_NONBLOCK) != 0) throw_errno("pipe", "cannot be made");
     struct sigaction action = {};
-    action.sa_handler = on_ctrl_c;  // no SA_RESTART: a read returns and its loop sees the flag
+    action.sa_handler = on_ctrl_c;
     ::sigaction(SIGINT, &action, &before_);
   }
-  ~AnswerSignals() { ::sigaction(SIGINT, &before_, nullptr); }
+  ~AnswerSignals() {
+    ::sigaction(SIGINT, &before_, nullptr);
+    for (const int end : wake_pipe) ::close(end);
+  }
   AnswerSignals(const AnswerSignals&) = delete;
   AnswerSignals& operator=(const AnswerSignals&) = delete;
 
@@ -72,12 +87,20 @@ class LineReader {
         return line;
       }
       char bytes[4096];
+      pollfd inputs[2] = {{STDIN_FILENO, POLLIN, 0}, {wake_pipe[0], POLLIN, 0}};
+      const int ready = ::poll(inputs, 2, -1);
+      if (cancel_requested()) return std::nullopt;
+      if (inputs[1].revents != 0 && ready > 0) {
+        while (::read(wake_pipe[0], bytes, sizeof bytes) > 0) continue;
+        if (ctrl_c.load()) return std::nullopt;
+      }
+      if (ready <= 0 || inputs[0].revents == 0) continue;
       const ssize_t n = ::read(STDIN_FILENO, bytes, sizeof bytes);
       if (n > 0) {
         buffer_.append(bytes, static_cast<size_t>(n));
         continue;
       }
-      if (n < 0 && errno == EINTR) return std::nullopt;  // the caller looks at the flags
+      if (n < 0 && errno == EINTR) continue;
       if (n < 0) throw Error(ErrorCode::kEnvironment, std::strerror(errno), "stdin");
       if (buffer_.empty()) return std::nullopt;
       return std::exchange(buffer_, {});
