@@ -42,6 +42,13 @@ float* grown(std::vector<float>& scratch, int64_t floats) {
   return scratch.data();
 }
 
+/// The calling thread's. A variable of `attention` itself would not be constructed on the workers,
+/// which run its lambdas and never pass its declaration.
+std::vector<float>& own_scratch() {
+  static thread_local std::vector<float> scratch;
+  return scratch;
+}
+
 /// How the work of one call is cut. A block is a run of tokens of one sequence by some of the query
 /// heads of one KV head, kBlockRows rows at most.
 struct Blocks {
@@ -149,11 +156,10 @@ void cpu::attention(Isa isa, float* y, const AttentionArgs& args, ThreadPool& po
   const auto output = [&](int64_t t, int64_t head) {
     return y + (t * args.num_heads + head) * kv.head_dim;
   };
-  static thread_local std::vector<float> own_scratch;
 
   if (num_chunks == 1 || pool.num_threads() == 1 || blocks.count() >= 4 * pool.num_threads()) {
     const auto body = [&](int64_t i) {
-      float* scores = grown(own_scratch, kBlockRows * (kChunk + num_chunks * stride));
+      float* scores = grown(own_scratch(), kBlockRows * (kChunk + num_chunks * stride));
       float* partials = scores + kBlockRows * kChunk;
       float* outputs[kBlockRows];
       int64_t begin = longest;
@@ -189,7 +195,7 @@ void cpu::attention(Isa isa, float* y, const AttentionArgs& args, ThreadPool& po
     return partials + (t * args.num_heads + head) * partials_per_row;
   };
   const auto run_chunk = [&](int64_t i) {
-    float* scores = grown(own_scratch, kBlockRows * kChunk);
+    float* scores = grown(own_scratch(), kBlockRows * kChunk);
     const int64_t chunk = i % num_chunks;
     const AttentionBlock block =
         blocks.make(i / num_chunks, [&](AttentionBlock::Row& row, int64_t t, int64_t head) {
