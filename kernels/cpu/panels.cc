@@ -80,6 +80,7 @@ PanelMatrix panel_rows(const PanelMatrix& matrix, int64_t first, int64_t count) 
 void cpu::pack_panels(Isa isa, void* panels, const void* rows_data, DType dtype, int64_t rows,
                       int64_t columns) {
   check_dtype(dtype);
+  if (rows == 0 || columns == 0) return;  // there is nothing to point to
   const PanelShape shape(dtype, columns);
   const Transpose transpose = find_transpose(isa, shape.group_bytes);
   const size_t bytes = panel_bytes(dtype, columns);
@@ -94,6 +95,7 @@ void cpu::pack_panels(Isa isa, void* panels, const void* rows_data, DType dtype,
 void cpu::pack_panels_in_place(Isa isa, void* data, DType dtype, int64_t rows, int64_t columns,
                                ThreadPool& pool) {
   check_dtype(dtype);
+  if (rows == 0 || columns == 0) return;  // there is nothing to point to
   const PanelShape shape(dtype, columns);
   const Transpose transpose = find_transpose(isa, shape.group_bytes);
   const size_t bytes = panel_bytes(dtype, columns);
@@ -123,6 +125,7 @@ void cpu::pack_panels_in_place(Isa isa, void* data, DType dtype, int64_t rows, i
 void cpu::unpack_panels(Isa isa, void* rows_data, const void* panels, DType dtype, int64_t rows,
                         int64_t columns) {
   check_dtype(dtype);
+  if (rows == 0 || columns == 0) return;  // there is nothing to point to
   const PanelShape shape(dtype, columns);
   const Transpose transpose = find_transpose(isa, shape.group_bytes);
   const size_t bytes = panel_bytes(dtype, columns);

@@ -5,6 +5,7 @@
 namespace llmctl::kernels::reference {
 
 void pack_panels(void* panels, const void* rows_data, DType dtype, int64_t rows, int64_t columns) {
+  if (rows == 0 || columns == 0) return;  // there is nothing to point to
   const size_t width = dtype_bytes(dtype);
   auto* to = static_cast<unsigned char*>(panels);
   const auto* from = static_cast<const unsigned char*>(rows_data);
