@@ -33,7 +33,7 @@ struct ParsedTemplate {
 namespace {
 
 constexpr int kMaxCalls = 100;
-constexpr size_t kScopeCost = 320;  ///< a scope takes as long as twenty steps
+constexpr size_t kScopeCost = 320;      ///< a scope takes as long as twenty steps
 constexpr int64_t kMaxRange = 100'000;  // jinja2.sandbox.MAX_RANGE
 constexpr std::array<std::string_view, 5> kFunctions = {"range", "dict", "namespace",
                                                         "raise_exception", "strftime_now"};

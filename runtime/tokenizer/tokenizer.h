@@ -36,8 +36,8 @@ class Tokenizer {
   virtual std::vector<int32_t> encode(std::string_view text, bool add_special_tokens) const = 0;
 
   /// The ids of a prompt that a chat template wrote: without a frame, and with every special token
-  /// that stands in it as its id, whoever wrote it. Throws as `encode` does, and kInvalidInput where
-  /// the tokenizer's files do not say how the text between special tokens begins.
+  /// that stands in it as its id, whoever wrote it. Throws as `encode` does, and kInvalidInput
+  /// where the tokenizer's files do not say how the text between special tokens begins.
   virtual std::vector<int32_t> encode_chat(std::string_view text) const {
     return encode(text, false);
   }

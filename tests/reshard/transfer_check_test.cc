@@ -15,9 +15,7 @@ using namespace llmctl::reshard;
 
 namespace {
 
-std::filesystem::path sample() {
-  return test::source_root() / "samples" / "llama-stories";
-}
+std::filesystem::path sample() { return test::source_root() / "samples" / "llama-stories"; }
 
 /// Keeps nothing.
 struct NoSink : TensorSink {
