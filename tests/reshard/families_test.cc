@@ -14,6 +14,7 @@
 #include "reshard/compare.h"
 #include "reshard/convert.h"
 #include "reshard/faster_transformer.h"
+#include "reshard/geometries.h"
 #include "reshard/manifest.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/test_data.h"
@@ -369,4 +370,41 @@ TEST_CASE("families: Yuan ends at eod_token where eos_token_id is not written") 
   CHECK(stops({{"eod_token", 5}}) == std::vector<int64_t>{5});
   CHECK(stops({{"eod_token", 5}, {"eos_token_id", 6}}) == std::vector<int64_t>{6});
   CHECK(stops({{"eod_token", 5}, {"eos_token_id", nullptr}}).empty());
+}
+
+TEST_CASE("families: rope scaling is completed as transformers does") {
+  const Family& llama = *find_family_by_name("llama");
+  const auto read = [&](const char* scaling) {
+    auto json = write_config(llama, make_config(llama, nullptr, {}));
+    json["max_position_embeddings"] = 4096;
+    json["original_max_position_embeddings"] = 512;
+    json["rope_scaling"] = formats::parse_json(scaling, "scaling");
+    return read_config(llama, json, "config.json").rope_scaling;
+  };
+  // The length beside the scaling wins over the one inside.
+  const auto longrope = read(R"({"rope_type": "longrope", "short_factor": [1], "long_factor": [2],
+               "factor": 0.5, "original_max_position_embeddings": 64})");
+  CHECK(longrope.original_max_position_embeddings == 512);
+  CHECK(longrope.attention_factor == 1.0);
+  CHECK(read(R"({"rope_type": "yarn", "factor": null})").factor == 8.0);
+  CHECK(read(R"({"rope_type": "yarn", "factor": 2.0})").factor == 2.0);
+}
+
+TEST_CASE("families: GPT-2 and GPT-J take the general names of their sizes") {
+  for (const char* name : {"gpt2", "gptj"}) {
+    CAPTURE(name);
+    const Family& family = *find_family_by_name(name);
+    auto json = write_config(family, make_config(family, nullptr, {}));
+    for (const char* key : {"n_embd", "n_layer", "n_head", "n_positions"}) json.erase(key);
+    json["hidden_size"] = 64;
+    json["num_hidden_layers"] = 3;
+    json["num_attention_heads"] = 4;
+    json["max_position_embeddings"] = 99;
+    json["rotary_dim"] = 8;
+    const ModelConfig config = read_config(family, json, "config.json");
+    CHECK(config.hidden_size == 64);
+    CHECK(config.num_hidden_layers == 3);
+    CHECK(config.num_attention_heads == 4);
+    CHECK(config.max_position_embeddings == 99);
+  }
 }
