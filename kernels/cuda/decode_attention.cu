@@ -62,8 +62,8 @@ __device__ __forceinline__ float sum_over_g(float v) {
 template <typename T, int kGroups>
 __global__ void __launch_bounds__(kThreads, kGroups > 2 ? 1 : 2)
     decode_attention_kernel(T* y, const DecodeAttentionArgs a, Scratch scratch, int page_shift) {
-  constexpr int kBlocks = 2 * kGroups;  // 32 dims of K each
-  extern __shared__ float warp_o[];     // (warp, head, head_dim)
+  constexpr int kBlocks = 2 * kGroups;   // 32 dims of K each
+  LLMCTL_DYNAMIC_SHARED(float, warp_o);  // (warp, head, head_dim)
   __shared__ float warp_m[kWarps][kHeads], warp_l[kWarps][kHeads];
   __shared__ float split_weight[kHeads][kMaxDecodeSplits], split_l[kHeads];
   __shared__ bool last;

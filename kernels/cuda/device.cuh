@@ -1,5 +1,6 @@
 // Device helpers shared by the kernels: 16-byte vectors, dtype conversion, reductions, waiting for
-// the preceding kernel.
+// the preceding kernel. Inline assembly stands here and in mma.cuh alone, each piece beside what
+// tests/cuda_emulation runs in its place.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -9,6 +10,14 @@
 
 #include "formats/core/dtype.h"
 #include "kernels/ops.h"
+
+/// Declares `name`, a pointer to the block's dynamic shared memory.
+#if defined(LLMCTL_CUDA_EMULATION)
+#define LLMCTL_DYNAMIC_SHARED(type, name) \
+  type* const name = static_cast<type*>(::llmctl::cuda_emulation::dynamic_shared_memory())
+#else
+#define LLMCTL_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#endif
 
 namespace llmctl::kernels::cuda {
 
@@ -35,11 +44,45 @@ __device__ __forceinline__ void wait_for_predecessor() {
 
 /// 16 bytes of weights, read once: no place in L1.
 __device__ __forceinline__ uint4 load_streaming(const uint4* p) {
+#if defined(LLMCTL_CUDA_EMULATION)
+  return *p;
+#else
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;
+#endif
+}
+
+/// Starts a copy of 16 bytes from global to shared memory, or of 16 zeros when not `inside`; `from`
+/// must then still be an address of the array. Both 16-byte aligned.
+__device__ __forceinline__ void copy_async_16(void* shared, const void* from, bool inside) {
+#if defined(LLMCTL_CUDA_EMULATION)
+  cuda_emulation::copy_async_16(shared, from, inside);
+#else
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(inside ? 16 : 0)
+               : "memory");
+#endif
+}
+/// Ends a group of this thread's copies.
+__device__ __forceinline__ void commit_async() {
+#if defined(LLMCTL_CUDA_EMULATION)
+  cuda_emulation::commit_async();
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+/// Returns when all groups of this thread but the last `kLeft` are done.
+template <int kLeft>
+__device__ __forceinline__ void wait_async() {
+#if defined(LLMCTL_CUDA_EMULATION)
+  cuda_emulation::wait_async(kLeft);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+#endif
 }
 
 template <typename T>
@@ -142,9 +185,13 @@ __device__ __forceinline__ float block_sum(float v, float* scratch) {
 
 /// 2^x to about 2 units in the last place, subnormals as zero: one instruction, no slow path.
 __device__ __forceinline__ float exp2_fast(float x) {
+#if defined(LLMCTL_CUDA_EMULATION)
+  return exp2f(x);
+#else
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+#endif
 }
 
 /// The formulas of kernels/ops.h in F32.

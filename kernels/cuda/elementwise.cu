@@ -96,6 +96,20 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    convert_kernel(void* y, DType y_dtype, const void* x, DType x_dtype, int64_t pieces) {
+  trigger_dependents();
+  wait_for_predecessor();
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < pieces;
+       i += stride) {
+    float e[kWidth];
+    load_piece<kWidth>(x, x_dtype, i, e);
+    store_piece<kWidth>(y, y_dtype, i, e);
+  }
+}
+
 unsigned blocks_for(int64_t pieces, int64_t at_most) {
   return static_cast<unsigned>(std::clamp<int64_t>((pieces + kThreads - 1) / kThreads, 1, at_most));
 }
@@ -148,6 +162,18 @@ void add(float* x, const void* y, DType y_dtype, int64_t count, const LaunchStre
   const int64_t pieces = vectors ? count / 8 : count;
   launch(vectors ? add_kernel<8> : add_kernel<1>, blocks_for(pieces, stream.num_sms * 16), kThreads,
          0, stream, x, y, y_dtype, pieces);
+}
+
+void convert(void* y, DType y_dtype, const void* x, DType x_dtype, int64_t count,
+             const LaunchStream& stream) {
+  const ProfileRange range("convert");
+  require(is_device_float(y_dtype) && is_device_float(x_dtype), "convert",
+          "tensors are F32, F16 or BF16");
+  if (count == 0) return;
+  const bool vectors = count % 8 == 0 && is_aligned(y, 16) && is_aligned(x, 16);
+  const int64_t pieces = vectors ? count / 8 : count;
+  launch(vectors ? convert_kernel<8> : convert_kernel<1>, blocks_for(pieces, stream.num_sms * 16),
+         kThreads, 0, stream, y, y_dtype, x, x_dtype, pieces);
 }
 
 }  // namespace llmctl::kernels::cuda

@@ -1,4 +1,4 @@
-// Embedding, activation and gating: the operations that touch each element once.
+// Embedding, activation, gating and conversion: the operations that touch each element once.
 #pragma once
 
 #include <cstdint>
@@ -38,5 +38,9 @@ void gated_activation(void* y,              // (num_tokens, n)
 
 /// x += y for F32 x and y of any float dtype. Bound: bytes.
 void add(float* x, const void* y, DType y_dtype, int64_t count, const LaunchStream& stream);
+
+/// y = x, rounded to the dtype of y. Bound: bytes.
+void convert(void* y, DType y_dtype, const void* x, DType x_dtype, int64_t count,
+             const LaunchStream& stream);
 
 }  // namespace llmctl::kernels::cuda

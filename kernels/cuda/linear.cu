@@ -197,7 +197,7 @@ template <typename T, bool kPackedX>
 __global__ void __launch_bounds__(kThreads, 4) linear_fma_kernel(const Params p, int team) {
   constexpr int kLoads = 4;
   constexpr int kStep = 32 * kLoads;  // vectors of eight elements per warp and step
-  extern __shared__ float4 xs[];
+  LLMCTL_DYNAMIC_SHARED(float4, xs);
   __shared__ float scratch[32];
   __shared__ float team_sums[2][kWarps];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -381,7 +381,7 @@ Params make_params(void* y, DType y_dtype, const LinearArgs& a) {
                        .bias = a.bias,
                        .residual = a.residual,
                        .y_dtype = y_dtype,
-                       .bias_dtype = a.w_dtype,
+                       .bias_dtype = a.bias_dtype,
                        .activated = a.activated,
                        .activation = a.activation},
           .x = a.x,

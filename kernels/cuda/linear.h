@@ -20,7 +20,8 @@ struct LinearArgs {
   const void* w = nullptr;     ///< (n, k), or (2 n, k) when gated: gate rows, then up rows; 16-byte
                                ///< aligned
   DType w_dtype = DType::F16;  ///< F16 or BF16
-  const void* bias = nullptr;  ///< (n) or, gated, (2 n) of w_dtype; null: none
+  const void* bias = nullptr;  ///< (n) or, gated, (2 n); null: none
+  DType bias_dtype = DType::F16;
   const float* residual = nullptr;       ///< (num_tokens, n); null: none; may be y
   int64_t num_tokens = 0, n = 0, k = 0;  ///< k a multiple of 8, at most kMaxLinearK
 

@@ -15,21 +15,29 @@ template <>
 __device__ __forceinline__ void mma_16x8x16<Half>(float (&c)[4], uint32_t a0, uint32_t a1,
                                                   uint32_t a2, uint32_t a3, uint32_t b0,
                                                   uint32_t b1) {
+#if defined(LLMCTL_CUDA_EMULATION)
+  cuda_emulation::mma_m16n8k16(c, {a0, a1, a2, a3}, {b0, b1}, false);
+#else
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#endif
 }
 template <>
 __device__ __forceinline__ void mma_16x8x16<Bfloat16>(float (&c)[4], uint32_t a0, uint32_t a1,
                                                       uint32_t a2, uint32_t a3, uint32_t b0,
                                                       uint32_t b1) {
+#if defined(LLMCTL_CUDA_EMULATION)
+  cuda_emulation::mma_m16n8k16(c, {a0, a1, a2, a3}, {b0, b1}, true);
+#else
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#endif
 }
 
 /// Warps of a block that share the rows of a tile, each with its part of K.
@@ -69,9 +77,39 @@ __device__ __forceinline__ void sum_over_warps(WarpSums<kTiles>& slice, float (&
 
 /// An 8 x 8 matrix of 16-bit elements, lane (g, t) holding row g at columns 2t, 2t+1, transposed.
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t a) {
+#if defined(LLMCTL_CUDA_EMULATION)
+  return cuda_emulation::movmatrix_trans(a);
+#else
   uint32_t d;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(a));
   return d;
+#endif
+}
+
+/// Four 8 x 8 matrices of 16-bit elements from shared memory: lane 8j + r gives the address of row
+/// r of matrix j (16 bytes, aligned), and lane (g, t) gets of each its row g at columns 2t, 2t+1.
+__device__ __forceinline__ void load_matrices(uint32_t (&d)[4], const void* row) {
+#if defined(LLMCTL_CUDA_EMULATION)
+  cuda_emulation::ldmatrix_x4(d, row, false);
+#else
+  const auto from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"(from)
+               : "memory");
+#endif
+}
+/// The same of the transposed matrices: column g at rows 2t, 2t+1.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&d)[4], const void* row) {
+#if defined(LLMCTL_CUDA_EMULATION)
+  cuda_emulation::ldmatrix_x4(d, row, true);
+#else
+  const auto from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"(from)
+               : "memory");
+#endif
 }
 
 }  // namespace llmctl::kernels::cuda

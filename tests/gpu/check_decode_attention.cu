@@ -90,7 +90,8 @@ void check_attention(const Checker& c) {
     const Tensor q =
         random_tensor(num_sequences * t.heads * t.head_dim, 1.0F, seed + 1, t.dtype, s);
     std::vector<float> slopes;
-    for (int32_t h = 0; h < t.heads; ++h) slopes.push_back(std::pow(2.0F, -0.5F * (h + 1)));
+    for (int32_t h = 0; h < t.heads; ++h)
+      slopes.push_back(std::pow(2.0F, -0.5F * static_cast<float>(h + 1)));
     const Tensor slopes_device = make_tensor(slopes, DType::F32, s);
     const float scale = 1.0F / std::sqrt(static_cast<float>(t.head_dim));
 

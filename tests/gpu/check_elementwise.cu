@@ -84,6 +84,16 @@ void check_elementwise(const Checker& c) {
             cuda::add(static_cast<float*>(to), y.data(), dtype, 7 * width, c.stream);
           },
           &x);
+      // Rounding to nearest, as the host rounds.
+      c.run("convert F32 to " + dtype_word(dtype) + " width " + std::to_string(width), dtype,
+            make_tensor(x, dtype, s).values, 0, [&](void* to) {
+              const Tensor from = make_tensor(x, DType::F32, s);
+              cuda::convert(to, dtype, from.data(), DType::F32, 7 * width, c.stream);
+              LLMCTL_CUDA_CHECK(cudaStreamSynchronize(s));
+            });
+      c.run("convert " + dtype_word(dtype) + " to F32 width " + std::to_string(width), DType::F32,
+            y.values, 0,
+            [&](void* to) { cuda::convert(to, DType::F32, y.data(), dtype, 7 * width, c.stream); });
     }
   }
 }

@@ -67,6 +67,8 @@ void check_kernels(Report& report, const LaunchStream& stream, bool small) {
   check_rotary(c);
   report.section("Checks: decode attention");
   check_attention(c);
+  report.section("Checks: prefill attention");
+  check_prefill_attention(c);
   report.section("Checks: elementwise and embedding");
   check_elementwise(c);
   report.section("Checks: argmax and graphs");

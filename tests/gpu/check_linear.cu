@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/tiled_linear.h"
 #include "kernels/ops.h"
 #include "tests/gpu/checker.h"
 
@@ -32,7 +33,7 @@ struct LinearCase {
   bool bias = false, residual = false, activated = false, gated = false;
   cuda::NormKind norm = cuda::NormKind::kNone;
   DType x = DType::F16;
-  char kernel = 0;  ///< 0: whatever `linear` picks; else f(ma) or m(ma)
+  char kernel = 0;  ///< 0: whatever `linear` picks; else f(ma), m(ma) or t(iled)
 };
 
 void check_linear(const Checker& c, const LinearCase& t, uint64_t seed) {
@@ -73,6 +74,7 @@ void check_linear(const Checker& c, const LinearCase& t, uint64_t seed) {
                         .w = w.data(),
                         .w_dtype = t.w,
                         .bias = t.bias ? bias.data() : nullptr,
+                        .bias_dtype = t.w,
                         .num_tokens = t.tokens,
                         .n = t.n,
                         .k = t.k,
@@ -94,6 +96,7 @@ void check_linear(const Checker& c, const LinearCase& t, uint64_t seed) {
   if (t.residual) name += " residual";
   if (t.kernel == 'm') name += " mma";
   if (t.kernel == 'f') name += " fma";
+  if (t.kernel == 't') name += " tiled";
   const bool in_place = t.residual && t.y == DType::F32;
   const Tensor residual_copy = make_tensor(residual, DType::F32, s);
   c.run(
@@ -107,6 +110,8 @@ void check_linear(const Checker& c, const LinearCase& t, uint64_t seed) {
           cuda::linear_mma(y, t.y, args, c.stream);
         } else if (t.kernel == 'f') {
           cuda::linear_fma(y, t.y, args, c.stream);
+        } else if (t.kernel == 't') {
+          cuda::tiled_linear(y, t.y, args, c.stream);
         } else {
           cuda::linear(y, t.y, args, c.stream);
         }
@@ -153,6 +158,20 @@ void check_linears(const Checker& c) {
                        .norm = norm,
                        .x = DType::F32});
     }
+    for (const int64_t tokens : {1, 17, 128, 131}) {
+      cases.push_back({.tokens = tokens, .n = 150, .k = 200, .w = w, .kernel = 't'});
+    }
+    cases.push_back({.tokens = 40, .n = 128, .k = 8, .w = w, .y = w, .kernel = 't'});
+    cases.push_back({.tokens = 70,
+                     .n = 257,
+                     .k = 320,
+                     .w = w,
+                     .y = w,
+                     .bias = true,
+                     .activated = true,
+                     .kernel = 't'});
+    cases.push_back(
+        {.tokens = 33, .n = 90, .k = 1032, .w = w, .bias = true, .residual = true, .kernel = 't'});
     cases.push_back({.tokens = 1, .n = 65, .k = 264, .w = w, .residual = true});
     cases.push_back({.tokens = 1,
                      .n = 65,
@@ -185,6 +204,8 @@ void check_linears(const Checker& c) {
                        .x = DType::F32});
       cases.push_back({.tokens = 16, .n = 4096, .k = 11008, .w = w});
       cases.push_back({.tokens = 4, .n = 11003, .k = 4096, .w = w, .y = w});
+      cases.push_back({.tokens = 512, .n = 4096, .k = 11008, .w = w, .kernel = 't'});
+      cases.push_back({.tokens = 300, .n = 11003, .k = 4096, .w = w, .y = w, .kernel = 't'});
     }
     cases.push_back({.tokens = 1, .n = 50304, .k = 1024});
   }

@@ -39,6 +39,7 @@ void check_quantized_linears(const Checker& c);
 void check_norms(const Checker& c);
 void check_rotary(const Checker& c);
 void check_attention(const Checker& c);
+void check_prefill_attention(const Checker& c);
 void check_elementwise(const Checker& c);
 void check_argmax(const Checker& c);
 
