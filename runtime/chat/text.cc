@@ -13,13 +13,6 @@ namespace llmctl::runtime::chat {
 
 namespace {
 
-size_t character_before(std::string_view text, size_t end) {
-  do {
-    --end;
-  } while ((static_cast<uint8_t>(text[end]) & 0xC0) == 0x80);
-  return end;
-}
-
 /// str.isprintable() for one character.
 bool is_printable(char32_t c) {
   if (c == ' ') return true;
@@ -89,7 +82,7 @@ std::string strip(std::string_view text, Side side, const std::string* set) {
     first = end;
   }
   while (side != Side::kLeft && first < last) {
-    const size_t begin = character_before(text, last);
+    const size_t begin = tokenizer::character_before(text, last);
     if (!goes(begin, last)) break;
     last = begin;
   }

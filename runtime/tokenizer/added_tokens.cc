@@ -8,14 +8,6 @@ namespace llmctl::runtime::tokenizer {
 
 namespace {
 
-/// Where the character that ends at `end` begins. Requires: end > 0.
-size_t character_before(std::string_view text, size_t end) {
-  do {
-    --end;
-  } while ((static_cast<uint8_t>(text[end]) & 0xC0) == 0x80);
-  return end;
-}
-
 bool word_ends_at(std::string_view text, size_t end) {
   if (end == 0) return false;
   size_t position = character_before(text, end);

@@ -222,4 +222,11 @@ std::string normalize_unicode(std::string_view source, NormalForm form) {
   return {reinterpret_cast<const char*>(buffer), static_cast<size_t>(length)};
 }
 
+size_t character_before(std::string_view text, size_t end) {
+  do {
+    --end;
+  } while ((static_cast<uint8_t>(text[end]) & 0xC0) == 0x80);
+  return end;
+}
+
 }  // namespace llmctl::runtime::tokenizer

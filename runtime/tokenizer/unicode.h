@@ -48,6 +48,9 @@ void append_utf8(char32_t code_point, std::string& text);
 /// Reads the character at `position` and moves past it. Requires: valid UTF-8.
 char32_t next_code_point(std::string_view text, size_t& position);
 
+/// Where the character that ends at `end` begins. Requires: valid UTF-8, end > 0.
+size_t character_before(std::string_view text, size_t end);
+
 /// Property White_Space.
 bool is_white_space(char32_t c);
 /// `\w` as the Rust regex crate has it: Alphabetic, M, Nd, Pc, Join_Control.
