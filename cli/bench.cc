@@ -76,15 +76,6 @@ reshard::Model open_benched(const BenchFlags& flags) {
   return reshard::describe_model(family, config, dtype, "seed " + std::to_string(flags.seed));
 }
 
-uint64_t count_parameters(const reshard::Model& model) {
-  uint64_t count = 0;
-  for (const std::string& key : model.keys()) {
-    const Shape shape = reshard::canonical_shape(reshard::Model::canonical_of(key), model.sizes());
-    count += static_cast<uint64_t>(checked_num_elements(shape).value_or(0));
-  }
-  return count;
-}
-
 void draw_round(uint64_t round, uint64_t total) {
   write_stderr("\rmeasuring: round " + std::to_string(round) + " of " + std::to_string(total) +
                "\033[K");
@@ -120,7 +111,7 @@ BenchReport measure(const BenchFlags& flags, const std::vector<runtime::BenchCas
   report.family = model.config().family;
   const DType stored = reshard::main_dtype(model);
   report.dtype = dtype_name(options.dtype.value_or(stored));
-  report.num_parameters = count_parameters(model);
+  report.num_parameters = reshard::count_parameters(model);
   report.weight_bytes = engine.weight_bytes();
   report.pass_bytes = runtime::bytes_per_pass(model, options.dtype);
   report.flops_per_token = runtime::flops_per_token(model);

@@ -73,16 +73,6 @@ std::string join(const std::vector<std::string>& parts, const std::string& separ
   return text;
 }
 
-/// Elements of the canonical tensors: padding, replicas and tied copies are not counted.
-uint64_t count_parameters(const reshard::Model& model) {
-  uint64_t count = 0;
-  for (const std::string& key : model.keys()) {
-    const Shape shape = reshard::canonical_shape(reshard::Model::canonical_of(key), model.sizes());
-    count += static_cast<uint64_t>(checked_num_elements(shape).value_or(0));
-  }
-  return count;
-}
-
 std::string shape_text(const Shape& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) {
@@ -161,7 +151,7 @@ void print_table(const formats::Checkpoint& checkpoint, const reshard::Model* mo
                               plural(checkpoint.files.size(), "file")});
   rows.push_back({"dtypes", describe_dtypes(summary)});
   if (model != nullptr) {
-    const uint64_t parameters = count_parameters(*model);
+    const uint64_t parameters = reshard::count_parameters(*model);
     rows.push_back({"family", model->config().family});
     rows.push_back(
         {"parameters", format_count(parameters) + " (" + with_thousands(parameters) + ")"});
@@ -233,7 +223,7 @@ void print_as_json(const formats::Checkpoint& checkpoint, const reshard::Model* 
   json["family"] = nullptr;
   if (model != nullptr) {
     json["family"] = model->config().family;
-    json["num_parameters"] = count_parameters(*model);
+    json["num_parameters"] = reshard::count_parameters(*model);
     json["config"] = config_json(model->config());
     json["not_needed"] = Json::array();
     for (const reshard::DroppedTensor& dropped : model->dropped()) {

@@ -577,4 +577,13 @@ Model open_model(const std::filesystem::path& path, const OpenOptions& options) 
   return open_model(formats::read_checkpoint(path), options);
 }
 
+uint64_t count_parameters(const Model& model) {
+  uint64_t count = 0;
+  for (const std::string& key : model.keys()) {
+    const Shape shape = canonical_shape(Model::canonical_of(key), model.sizes());
+    count += static_cast<uint64_t>(checked_num_elements(shape).value_or(0));
+  }
+  return count;
+}
+
 }  // namespace llmctl::reshard

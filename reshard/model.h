@@ -86,6 +86,9 @@ Model open_model(formats::Checkpoint checkpoint, const OpenOptions& options = {}
 Model describe_model(const Family& family, const ModelConfig& config, DType dtype,
                      const std::string& origin);
 
+/// Elements of the canonical tensors: padding, replicas and tied copies are not counted.
+uint64_t count_parameters(const Model& model);
+
 /// Compares every region that several stored tensors hold (KV heads replicated over ranks).
 /// Throws kInvalidInput naming both tensors when they differ.
 void check_replicas(const Model& model);
