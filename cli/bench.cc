@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/activations.h"
 #include "cli/bench_report.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
@@ -14,6 +15,7 @@
 #include "formats/core/error.h"
 #include "formats/core/file.h"
 #include "formats/core/thread_pool.h"
+#include "kernels/isa.h"
 #include "reshard/geometries.h"
 #include "reshard/manifest.h"
 #include "reshard/model.h"
@@ -26,7 +28,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 struct BenchFlags {
-  std::string model, geometry, dtype, format = "table", html;
+  std::string model, geometry, dtype, kv_dtype, activation_dtype, format = "table", html;
   std::string batch_sizes = "1,2,4,8,16", input_lens = "128", output_lens = "8";
   std::vector<std::string> compare;
   int64_t tp = 1, pp = 1, threads = 0, warmup = 1, rounds = 5, seed = 0;
@@ -89,6 +91,9 @@ BenchReport measure(const BenchFlags& flags, const std::vector<runtime::BenchCas
   options.pp = static_cast<int>(flags.pp);
   options.threads = static_cast<int>(flags.threads);
   if (!flags.dtype.empty()) options.dtype = find_dtype(flags.dtype);
+  if (!flags.kv_dtype.empty()) options.kv_dtype = find_dtype(flags.kv_dtype).value();
+  const DType held = options.dtype.value_or(reshard::main_dtype(model));
+  options.activations = find_activations(flags.activation_dtype, held);
   for (const runtime::BenchCase& what : cases) {
     runtime::GenerateRequest request;
     request.prompt_ids.assign(static_cast<size_t>(what.input_len), 0);
@@ -109,8 +114,12 @@ BenchReport measure(const BenchFlags& flags, const std::vector<runtime::BenchCas
   report.model = flags.geometry.empty() ? printable(flags.model, 4000) : flags.geometry;
   report.source = flags.geometry.empty() ? model.checkpoint().format : "random weights";
   report.family = model.config().family;
-  const DType stored = reshard::main_dtype(model);
-  report.dtype = dtype_name(options.dtype.value_or(stored));
+  report.dtype = dtype_name(held);
+  if (options.activations == kernels::Activations::kBF16) {
+    report.dtype += " with BF16 activations";
+  } else {
+    report.could_round = held == DType::BF16 && kernels::has_bf16_products();
+  }
   report.num_parameters = reshard::count_parameters(model);
   report.weight_bytes = engine.weight_bytes();
   report.pass_bytes = runtime::bytes_per_pass(model, options.dtype);
@@ -211,6 +220,9 @@ Run add_bench(CLI::App& verb) {
       ->type_name("N,N,...");
   add_choice(verb, "--dtype", flags->dtype, kDTypes,
              "Hold the matrices in this dtype (default: as stored)");
+  add_choice(verb, "--kv-dtype", flags->kv_dtype, kDTypes,
+             "Hold keys and values in this dtype (default fp32)");
+  add_activation_dtype(verb, flags->activation_dtype);
   add_integer(verb, "--tp,--tensor-parallel-size", flags->tp, 1, 1 << 16, "T",
               "Split each layer over T ranks (default 1)");
   add_integer(verb, "--pp,--pipeline-parallel-size", flags->pp, 1, 1 << 16, "P",

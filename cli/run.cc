@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/activations.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/npy.h"
@@ -18,6 +19,7 @@
 #include "cli/run_output.h"
 #include "cli/run_ranks.h"
 #include "reshard/model.h"
+#include "reshard/target.h"
 #include "runtime/engine.h"
 #include "runtime/parallel.h"
 
@@ -173,6 +175,8 @@ ExitCode run_run(const RunOptions& options, runtime::ProcessLink* link) {
   for (const std::string& note : model.notes()) {
     if (leads) print_note(note);
   }
+  engine_options.activations = find_activations(
+      options.activation_dtype, engine_options.dtype.value_or(reshard::main_dtype(model)));
   if (!options.rope_precision.empty()) {
     if (model.config().position != PositionKind::kRotary) {
       throw_usage("--rope-precision", "this model has no rotary positions", "leave it out");
@@ -276,6 +280,7 @@ Run add_run(CLI::App& verb) {
              "Hold the matrices in this dtype [as stored]");
   add_choice(verb, "--kv-dtype", options->kv_dtype, kDTypes,
              "Hold keys and values in this dtype [fp32]");
+  add_activation_dtype(verb, options->activation_dtype);
   add_choice(verb, "--rope-precision", options->rope_precision, kRopePrecisions,
              "Round rotary angles as Megatron does in BF16, or not [as the model was trained]");
   add_integer(verb, "--threads", options->threads, 0, 4096, "N",

@@ -38,7 +38,7 @@ struct RunOptions {
   std::string output_file;
   bool resume = false, overwrite = false;
   int64_t tp = 1, pp = 1, threads = 0;
-  std::string dtype, kv_dtype, rope_precision;
+  std::string dtype, kv_dtype, activation_dtype, rope_precision;
   int64_t batch_size = 0;  ///< 0: a default
   uint64_t kv_memory = 0;  ///< 0: a default
   DecodingFlags decoding;

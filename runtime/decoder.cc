@@ -71,11 +71,13 @@ std::vector<float> alibi_slopes(int64_t num_heads) {
 }
 
 Decoder::Decoder(const ModelConfig& config, const RankPlace& place, reshard::RankWeights weights,
-                 ThreadPool& pool, int64_t max_tokens, int64_t page_size, DType kv_dtype)
+                 ThreadPool& pool, int64_t max_tokens, int64_t page_size, DType kv_dtype,
+                 kernels::Activations activations)
     : config_(config),
       place_(place),
       weights_(std::move(weights)),
       pool_(pool),
+      activations_(activations),
       cache_(place.end_layer - place.first_layer, local_num_key_value_heads(config, place.tp),
              config.head_dim, page_size, state_width(config), kv_dtype),
       local_heads_(config.num_attention_heads / place.tp),
@@ -220,7 +222,8 @@ void Decoder::normalize(float* y, const float* x, const Norm& norm) {
 }
 
 void Decoder::multiply(float* y, const float* x, const Matrix& m, int64_t y_stride) {
-  kernels::linear(y, x, m, m.bias, num_tokens_, y_stride, packed_.data(), pool_);
+  kernels::linear(y, x, m, m.bias, num_tokens_, y_stride, activations_for(m), packed_.data(),
+                  pool_);
 }
 
 void Decoder::gather_columns(float* y, const float* local, int64_t num_rows, int64_t local_columns,
@@ -246,7 +249,7 @@ void Decoder::gather_columns(float* y, const float* local, int64_t num_rows, int
 void Decoder::multiply_gathered(float* y, const float* x, const Matrix& m, int64_t num_rows,
                                 int64_t columns, const RankComm& comm) {
   float* local = place_.tp == 1 ? y : rows_.data();
-  kernels::linear(local, x, m, m.bias, num_rows, m.rows, packed_.data(), pool_);
+  kernels::linear(local, x, m, m.bias, num_rows, m.rows, activations_for(m), packed_.data(), pool_);
   if (place_.tp > 1) gather_columns(y, local, num_rows, m.rows, columns, comm);
 }
 

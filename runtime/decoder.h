@@ -44,7 +44,8 @@ class Decoder {
   /// Takes the weights that `weight_layout` describes. `pool` must outlive the decoder. Throws
   /// kInternal when a weight is missing or of another shape than the config says.
   Decoder(const ModelConfig& config, const RankPlace& place, reshard::RankWeights weights,
-          ThreadPool& pool, int64_t max_tokens, int64_t page_size, DType kv_dtype = DType::F32);
+          ThreadPool& pool, int64_t max_tokens, int64_t page_size, DType kv_dtype = DType::F32,
+          kernels::Activations activations = kernels::Activations::kF32);
   ~Decoder();
 
   const RankPlace& place() const { return place_; }
@@ -110,6 +111,10 @@ class Decoder {
   void keep_state(const float* x, int64_t layer, const Step& step);
   void run_mlp(const float* x, const Layer& weights, const RankComm& comm);
   void normalize(float* y, const float* x, const Norm& norm);
+  /// What enters the products with a matrix.
+  kernels::Activations activations_for(const kernels::PanelMatrix& m) const {
+    return m.dtype == DType::BF16 ? activations_ : kernels::Activations::kF32;
+  }
   /// y = matrix x + bias of the step's tokens; rows of y are `y_stride` apart.
   void multiply(float* y, const float* x, const Matrix& matrix, int64_t y_stride);
   /// multiply, then the ranks' columns side by side: y is (num_tokens, columns).
@@ -122,6 +127,7 @@ class Decoder {
   RankPlace place_;
   reshard::RankWeights weights_;
   ThreadPool& pool_;
+  kernels::Activations activations_;  ///< of products with BF16 matrices
   KvCache cache_;
   std::optional<Rope> rope_;
 

@@ -72,9 +72,9 @@ void Engine::Impl::load(int rank, const RankComm& comm, const reshard::Model& mo
   auto weights =
       reshard::load_rank(model, weight_layout(config, place), slice, options.dtype, *pools[i]);
   uint64_t bytes = weights.total_bytes();
-  decoders[i] =
-      std::make_unique<Decoder>(config, place, std::move(weights), *pools[i],
-                                options.batch.chunk_tokens, options.page_size, options.kv_dtype);
+  decoders[i] = std::make_unique<Decoder>(config, place, std::move(weights), *pools[i],
+                                          options.batch.chunk_tokens, options.page_size,
+                                          options.kv_dtype, options.activations);
   std::vector<uint64_t> all(static_cast<size_t>(ranks->world_size()));
   comm.world->all_gather(all.data(), &bytes, sizeof bytes);
   if (rank != ranks->local_ranks().front()) return;

@@ -23,6 +23,8 @@ struct EngineOptions {
   int threads = 0;                   ///< of all ranks together; 0: the cores this process may use
   int64_t page_size = 16;            ///< tokens to a page of the KV cache
   DType kv_dtype = DType::F32;       ///< of keys and values in it (F32, F16, BF16)
+  /// What enters products with BF16 matrices; products with others take F32.
+  kernels::Activations activations = kernels::Activations::kF32;
   /// How requests share passes and memory; chunk_tokens also bounds the scratch. The tokenizer must
   /// outlive the engine.
   BatchOptions batch;

@@ -61,12 +61,12 @@ void Decoder::convolve(float* y, const float* x, const Convolution& convolution,
     const kernels::PanelMatrix part = kernels::panel_rows(m, first, end - first);
     const float* bias = m.bias != nullptr ? m.bias + first : nullptr;
     if (first == begin) {
-      kernels::linear(local + begin, window, part, bias, num_tokens_, m.rows, packed_.data(),
-                      pool_);
+      kernels::linear(local + begin, window, part, bias, num_tokens_, m.rows, activations_for(m),
+                      packed_.data(), pool_);
       continue;
     }
-    kernels::linear(second_.data(), window, part, bias, num_tokens_, part.rows, packed_.data(),
-                    pool_);
+    kernels::linear(second_.data(), window, part, bias, num_tokens_, part.rows, activations_for(m),
+                    packed_.data(), pool_);
     for (int64_t t = 0; t < num_tokens_; ++t) {
       std::memcpy(local + t * m.rows + begin, second_.data() + t * part.rows + begin - first,
                   static_cast<size_t>(end - begin) * sizeof(float));

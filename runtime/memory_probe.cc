@@ -47,7 +47,7 @@ uint64_t add_up(const std::byte* data, size_t bytes) {
 }
 
 constexpr int kChains = 10;
-constexpr int kSteps = 1 << 16;
+constexpr int kSteps = 1 << 19;  // some milliseconds, beside which waking a thread is nothing
 
 LLMCTL_EVERY_ISA
 float multiply_add(float factor) {

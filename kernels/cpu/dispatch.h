@@ -30,7 +30,8 @@ void layer_norm(Isa isa, float* y, const float* x, const float* weight, const fl
 void rms_norm(Isa isa, float* y, const float* x, const float* weight, int64_t num_tokens,
               int64_t hidden_size, float eps, ThreadPool& pool);
 void linear(Isa isa, float* y, const float* x, const PanelMatrix& w, const float* bias,
-            int64_t num_tokens, int64_t y_stride, float* scratch, ThreadPool& pool);
+            int64_t num_tokens, int64_t y_stride, Activations activations, float* scratch,
+            ThreadPool& pool);
 void product(Isa isa, float* out, const float* left, const float* right, int64_t rows, int64_t k,
              int64_t columns);
 void embedding(Isa isa, float* y, const PanelMatrix& table, const int32_t* ids, int64_t first_row,

@@ -5,6 +5,7 @@
 
 namespace llmctl::kernels::cpu {
 
-const LinearKernel kAvx2Linear = {kTokenTile, kFewTokens, panels_at_once, run_linear};
+const LinearKernel kAvx2Linear = {PackedAs::kF32, token_tile, panels_at_once<kMostTokens>,
+                                  run_linear};
 
 }  // namespace llmctl::kernels::cpu

@@ -7,10 +7,6 @@
 
 namespace llmctl::kernels::cpu {
 
-/// Columns of a block of weights that many tokens share: widened to F32, three panels of it and the
-/// activations of a few tokens stay in an L1 of 32 KiB. A multiple of every panel_group.
-constexpr int64_t kBlockColumns = 128;
-
 namespace {  // so that no object file shares code with another
 
 /// Tokens [first(i), first(i + 1)) make up tile i: as even as can be, because two tiles of 5 take
@@ -25,12 +21,18 @@ struct TokenTiles {
 
 }  // namespace
 
+/// What a kernel takes the activations as.
+enum class PackedAs {
+  kF32,
+  kBF16Pairs,  ///< of two neighbouring columns, the first in the low half; the last may lack one
+};
+
 /// The rows of panels [panel_begin, panel_end); the rest as in kernels/linear.h, except that the
-/// activations are packed: block by block of kBlockColumns, in each tile by tile, in each column by
-/// column with the tile's tokens side by side.
+/// activations are packed: tile by tile, in each column by column (or pair by pair) with the tile's
+/// tokens side by side.
 struct LinearPanels {
   float* y;
-  const float* x;
+  const void* x;
   PanelMatrix w;
   int64_t panel_elements;  ///< from one panel to the next
   const float* bias;
@@ -38,9 +40,12 @@ struct LinearPanels {
   int64_t panel_begin, panel_end;
 };
 
+/// Of every kernel.
+constexpr int64_t kMostTileTokens = 24;
+
 struct LinearKernel {
-  int64_t token_tile;  ///< tokens of a tile; one tile takes all where they are few
-  int64_t few_tokens;
+  PackedAs packed_as;
+  int64_t (*token_tile)(DType dtype);  ///< most tokens of a tile
   /// Panels read side by side; a range of panels that is a multiple of it wastes nothing.
   int64_t (*panels_at_once)(int64_t num_tokens);
   void (*run)(const LinearPanels& args);
@@ -49,5 +54,7 @@ struct LinearKernel {
 extern const LinearKernel kGenericLinear;
 extern const LinearKernel kAvx2Linear;
 extern const LinearKernel kAvx512Linear;
+/// BF16 weights times BF16 activations only; needs has_bf16_products().
+extern const LinearKernel kAvx512Bf16Linear;
 
 }  // namespace llmctl::kernels::cpu

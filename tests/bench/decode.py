@@ -132,9 +132,9 @@ def run(command):
     return done.stdout
 
 
-def run_llmctl(args, new_tokens):
+def run_llmctl(args, new_tokens, *options):
     """Tokens a second, and of decode the part of the memory's bandwidth."""
-    common = ['--threads', str(args.threads), '--json']
+    common = ['--threads', str(args.threads), '--json', *options]
     result = {}
 
     def bench(batch, length, output):
@@ -172,6 +172,8 @@ def main():
     dtype = json.load(open(os.path.join(args.model, 'config.json')))['torch_dtype']
 
     programs = {'llmctl': lambda: run_llmctl(args, args.new_tokens)}
+    if dtype == 'bfloat16':  # as the others do
+        programs['llmctl --activation-dtype bf16'] = lambda: run_llmctl(args, args.new_tokens, '--activation-dtype', 'bf16')
     gguf = args.model.rstrip('/') + '.gguf'
     llama_bench = shutil.which('llama-bench')
     if llama_bench:

@@ -178,7 +178,16 @@ void bench_linear(Isa isa, int threads) {
     const Buffer x(static_cast<size_t>(512 * shape.k * 4));
     Buffer y(static_cast<size_t>(512 * shape.n * 4));
     std::vector<float> scratch(static_cast<size_t>(512 * shape.k));
-    for (const DType dtype : {DType::F32, DType::F16, DType::BF16}) {
+    using kernels::Activations;
+    struct Kind {
+      DType dtype;
+      Activations activations;
+      const char* name;
+    };
+    for (const auto& [dtype, activations, name] :
+         {Kind{DType::F32, Activations::kF32, "F32"}, Kind{DType::F16, Activations::kF32, "F16"},
+          Kind{DType::BF16, Activations::kF32, "BF16"},
+          Kind{DType::BF16, Activations::kBF16, "BF16 x BF16"}}) {
       const size_t matrix_bytes = static_cast<size_t>(shape.n * shape.k) * dtype_bytes(dtype);
       const size_t num_matrices = kBytes / matrix_bytes;
       size_t next = 0;
@@ -199,13 +208,12 @@ void bench_linear(Isa isa, int threads) {
           product.add(seconds_of(
               [&] {
                 kernels::cpu::linear(isa, reinterpret_cast<float*>(y.data()), x.floats(), w,
-                                     nullptr, tokens, shape.n, scratch.data(), pool);
+                                     nullptr, tokens, shape.n, activations, scratch.data(), pool);
               },
               pool));
         }
         const auto bytes = static_cast<double>(matrix_bytes);
-        std::printf("  %5ld x %-5ld %-4s %3ld tokens ", shape.n, shape.k,
-                    std::string(dtype_name(dtype)).c_str(), tokens);
+        std::printf("  %5ld x %-5ld %-11s %3ld tokens ", shape.n, shape.k, name, tokens);
         if (tokens == 1) one_token = product.best();
         if (is_cold) {
           std::printf("%5.1f GB/s %4.0f%% (%3.0f%%) of %5.1f GB/s, %4.1f x one token, ",

@@ -133,6 +133,30 @@ TEST_CASE("engine: a cache of 16 bits stays close and has the same bits on every
   }
 }
 
+TEST_CASE("engine: BF16 activations stay close and have the same bits on every grid") {
+  for (const FamilyCase& c : family_cases()) {
+    CAPTURE(c.name);
+    const auto model = reshard::open_model(c.path);
+    const auto& prompt = c.prompts.front();
+    EngineOptions options = grid(1, 1);
+    options.dtype = DType::BF16;
+    const std::vector<float> exact = Engine(model, options).prompt_logits(prompt.ids);
+    const auto [low, high] = std::minmax_element(exact.begin(), exact.end());
+    options.activations = kernels::Activations::kBF16;
+    const std::vector<float> got = Engine(model, options).prompt_logits(prompt.ids);
+    float worst = 0;
+    for (size_t i = 0; i < got.size(); ++i) worst = std::max(worst, std::abs(got[i] - exact[i]));
+    CHECK(worst > 0);
+    CHECK(worst <= 0.05F * (*high - *low));
+    options.tp = 2;
+    options.page_size = 4;
+    options.batch.chunk_tokens = 7;
+    options.threads = 3;
+    if (model.config().num_attention_heads % 2 != 0) continue;
+    CHECK(same_bits(Engine(model, options).prompt_logits(prompt.ids), got));
+  }
+}
+
 TEST_CASE("engine: output has the same bits on every grid and in every batch") {
   for (const FamilyCase& c : family_cases()) {
     CAPTURE(c.name);
