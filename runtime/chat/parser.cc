@@ -217,9 +217,10 @@ class Parser {
       expect_block_end();
       Block body = parse_block({"elif", "else", "endif"});
       stmt->branches.emplace_back(std::move(condition), std::move(body));
-      const std::string tag = take().text;
-      if (tag == "elif") continue;
-      if (tag == "else") stmt->branches.emplace_back(nullptr, parse_body("endif"));
+      const bool is_elif = is_name("elif"), is_else = is_name("else");
+      take();
+      if (is_elif) continue;
+      if (is_else) stmt->branches.emplace_back(nullptr, parse_body("endif"));
       return stmt;
     }
   }
