@@ -9,7 +9,7 @@ set -euo pipefail
 packages=(
   g++ cmake ninja-build pkg-config
   libcli11-dev nlohmann-json3-dev doctest-dev
-  libsentencepiece-dev libpcre2-dev libutf8proc-dev
+  libpcre2-dev libutf8proc-dev
   libdeflate-dev libxxhash-dev libzstd-dev
   libopenmpi-dev
   "$@"

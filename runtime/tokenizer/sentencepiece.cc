@@ -1,5 +1,3 @@
-#include <sentencepiece_processor.h>
-
 #include <algorithm>
 #include <array>
 #include <span>
@@ -7,7 +5,7 @@
 
 #include "formats/core/error.h"
 #include "formats/core/file.h"
-#include "runtime/tokenizer/sentencepiece_proto.h"
+#include "runtime/tokenizer/sentencepiece_model.h"
 #include "runtime/tokenizer/sources.h"
 #include "runtime/tokenizer/unicode.h"
 #include "runtime/tokenizer/vocabulary.h"
@@ -15,8 +13,6 @@
 namespace llmctl::runtime::tokenizer {
 
 namespace {
-
-constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // ▁
 
 /// What the tokenizer classes of transformers put around a text, and the special tokens they
 /// append behind the pieces of the model.
@@ -74,11 +70,10 @@ class SentencePieceTokenizer : public Tokenizer {
  private:
   friend class SentencePieceDecode;
 
-  bool is_piece(int32_t id) const { return id >= 0 && id < piece_count_; }
+  bool is_piece(int32_t id) const { return id >= 0 && id < pieces().size(); }
   void add_extra_token(const AddedToken& token);
   void add_extra_tokens(const SentencePieceClass& traits, const TokenizerConfig& config);
   void add_in_text_tokens(const SentencePieceClass& traits);
-  void encode_text(std::string_view text, std::vector<int32_t>& ids) const;
   std::vector<int32_t> encode_around(const AddedTokenMatcher& tokens, std::string_view text) const;
   void find_chat_tokens(const TokenizerConfig& config);
   bool is_in_text_token(int32_t id) const {
@@ -87,9 +82,9 @@ class SentencePieceTokenizer : public Tokenizer {
   void choose_frame(const SentencePieceClass& traits, const TokenizerConfig& config,
                     const std::string& where);
 
-  sentencepiece::SentencePieceProcessor processor_;
-  SentencePieceSettings settings_;
-  int32_t piece_count_ = 0;
+  const SentencePieces& pieces() const { return model_.pieces(); }
+
+  SentencePieceModel model_;
   int64_t vocab_size_ = 0;
   std::vector<int32_t> prefix_, suffix_;
   std::vector<AddedToken> extra_tokens_;  ///< those that are no pieces
@@ -108,9 +103,9 @@ class SentencePieceDecode : public DecodeState {
       : tokenizer_(tokenizer), skip_special_tokens_(skip_special_tokens) {}
 
   void push(int32_t id, std::string& text) override {
-    const auto& processor = tokenizer_.processor_;
-    if (tokenizer_.is_piece(id) && processor.IsByte(id)) {
-      push_byte(processor.IdToPiece(id), text);
+    const SentencePiece* found = tokenizer_.is_piece(id) ? &tokenizer_.pieces()[id] : nullptr;
+    if (found != nullptr && found->type == SentencePiece::Type::kByte) {
+      push_byte(found->spelling, text);
       return;
     }
     end_bytes(text);
@@ -123,23 +118,23 @@ class SentencePieceDecode : public DecodeState {
     // The space of the dummy prefix belongs to the first piece that prints something.
     if (prefix_space_seen_ || printed_) at_start_ = false;
     prefix_space_seen_ = false;
-    if (!tokenizer_.is_piece(id) || processor.IsControl(id)) {
+    if (found == nullptr || found->type == SentencePiece::Type::kControl) {
       if (!skip_special_tokens_ || !tokenizer_.is_special(id)) {
         print(tokenizer_.find_spelling(id).value_or(""), text);
       }
       return;
     }
-    if (processor.IsUnknown(id)) {
-      print(tokenizer_.settings_.unk_surface, text);
+    const SentencePieceModel& model = tokenizer_.model_;
+    if (found->type == SentencePiece::Type::kUnknown) {
+      print(model.unk_surface(), text);
       return;
     }
-    std::string_view piece = processor.IdToPiece(id);
-    const SentencePieceSettings& settings = tokenizer_.settings_;
-    if (at_start_ && (settings.add_dummy_prefix || settings.remove_extra_whitespaces) &&
+    std::string_view piece = found->spelling;
+    if (at_start_ && (model.add_dummy_prefix() || model.remove_extra_whitespaces()) &&
         piece.starts_with(kSpaceSymbol)) {
       piece.remove_prefix(kSpaceSymbol.size());
       // Where extra space is removed all leading spaces go, not just one.
-      prefix_space_seen_ = !settings.remove_extra_whitespaces;
+      prefix_space_seen_ = !model.remove_extra_whitespaces();
     }
     std::string out;
     while (!piece.empty()) {
@@ -186,16 +181,10 @@ class SentencePieceDecode : public DecodeState {
 };
 
 SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& path,
-                                               const TokenizerConfig& config) {
+                                               const TokenizerConfig& config)
+    : model_(read_text_file(path, kMaxTokenizerBytes), path.string()) {
   const std::string where = path.string();
-  const std::string bytes = read_text_file(path, kMaxTokenizerBytes);
-  settings_ = read_sentencepiece_settings(bytes, where);
-  const auto status = processor_.LoadFromSerializedProto(bytes);
-  if (!status.ok()) {
-    throw_invalid(where, "not a SentencePiece model (" + printable(status.ToString()) + ")");
-  }
-  piece_count_ = processor_.GetPieceSize();
-  vocab_size_ = piece_count_;
+  vocab_size_ = pieces().size();
   if (config.model_type == "yuan") {
     add_in_text_tokens(kYuanClass);
     add_extra_tokens(kYuanClass, config);
@@ -249,7 +238,7 @@ void SentencePieceTokenizer::add_extra_tokens(const SentencePieceClass& traits,
     token.special = true;
     add_extra_token(token);
   }
-  const int64_t limit = 2 * int64_t{piece_count_} + (int64_t{1} << 20);
+  const int64_t limit = 2 * int64_t{pieces().size()} + (int64_t{1} << 20);
   for (const AddedToken& token : config.added_tokens) {
     // Of two tokens with one id the model's own, or the class's, counts.
     if (find_spelling(token.id)) continue;
@@ -257,7 +246,7 @@ void SentencePieceTokenizer::add_extra_tokens(const SentencePieceClass& traits,
       throw_invalid(config.directory.string(), "added token '" + printable(token.content, 60) +
                                                    "' has id " + std::to_string(token.id) +
                                                    ", far behind the model's " +
-                                                   std::to_string(piece_count_) + " pieces");
+                                                   std::to_string(pieces().size()) + " pieces");
     }
     add_extra_token(token);
     vocab_size_ = std::max<int64_t>(vocab_size_, int64_t{token.id} + 1);
@@ -267,20 +256,19 @@ void SentencePieceTokenizer::add_extra_tokens(const SentencePieceClass& traits,
 void SentencePieceTokenizer::choose_frame(const SentencePieceClass& traits,
                                           const TokenizerConfig& config, const std::string& where) {
   for (const size_t index : traits.prefix) prefix_.push_back(extra_tokens_[index].id);
-  const auto id_of = [&](const char* role, int fallback) -> std::optional<int32_t> {
+  const auto id_of = [&](const char* role, std::optional<int32_t> fallback) {
     const std::string* content = config.find_role(role);
-    if (content == nullptr) return fallback >= 0 ? std::optional<int32_t>(fallback) : std::nullopt;
-    return find_token(*content);
+    return content == nullptr ? fallback : find_token(*content);
   };
   const auto need = [&](const char* role, std::optional<int32_t> id) {
     if (!id) throw_invalid(where, std::string("no piece is the ") + role);
     return *id;
   };
-  const std::optional<int32_t> bos = id_of("bos_token", processor_.bos_id());
+  const std::optional<int32_t> bos = id_of("bos_token", model_.bos_id());
   const bool class_adds_bos = traits.add_bos_token && bos.has_value();
   if (config.add_bos_token.value_or(class_adds_bos)) prefix_.push_back(need("bos_token", bos));
   if (config.add_eos_token.value_or(traits.add_eos_token)) {
-    suffix_.push_back(need("eos_token", id_of("eos_token", processor_.eos_id())));
+    suffix_.push_back(need("eos_token", id_of("eos_token", model_.eos_id())));
   }
 }
 
@@ -308,11 +296,15 @@ std::vector<int32_t> SentencePieceTokenizer::encode_chat(std::string_view text) 
 /// are no pieces.
 void SentencePieceTokenizer::find_chat_tokens(const TokenizerConfig& config) {
   spaced_after_tokens_ = config.legacy.value_or(true);
-  for (int32_t id = 0; id < piece_count_; ++id) {
-    if (!processor_.IsControl(id) && !processor_.IsUnknown(id) && !is_in_text_token(id)) continue;
+  for (int32_t id = 0; id < pieces().size(); ++id) {
+    const SentencePiece::Type type = pieces()[id].type;
+    if (type != SentencePiece::Type::kControl && type != SentencePiece::Type::kUnknown &&
+        !is_in_text_token(id)) {
+      continue;
+    }
     AddedToken token;
     token.id = id;
-    chat_tokens_.add(processor_.IdToPiece(id), token);
+    chat_tokens_.add(pieces()[id].spelling, token);
   }
   for (const AddedToken& token : extra_tokens_) chat_tokens_.add(token.content, token);
 }
@@ -328,19 +320,11 @@ std::vector<int32_t> SentencePieceTokenizer::encode_around(const AddedTokenMatch
     if (segment.id >= 0) {
       ids.push_back(segment.id);
     } else {
-      encode_text(std::string_view(valid).substr(segment.begin, segment.end - segment.begin), ids);
+      model_.encode(std::string_view(valid).substr(segment.begin, segment.end - segment.begin),
+                    ids);
     }
   }
   return ids;
-}
-
-void SentencePieceTokenizer::encode_text(std::string_view text, std::vector<int32_t>& ids) const {
-  std::vector<int> pieces;
-  const auto status = processor_.Encode(text, &pieces);
-  if (!status.ok()) {
-    throw Error(ErrorCode::kInternal, "libsentencepiece: " + printable(status.ToString()));
-  }
-  ids.insert(ids.end(), pieces.begin(), pieces.end());
 }
 
 std::unique_ptr<DecodeState> SentencePieceTokenizer::start_decode(bool skip_special_tokens) const {
@@ -350,14 +334,11 @@ std::unique_ptr<DecodeState> SentencePieceTokenizer::start_decode(bool skip_spec
 std::optional<int32_t> SentencePieceTokenizer::find_token(std::string_view token) const {
   const auto extra = extra_by_content_.find(std::string(token));
   if (extra != extra_by_content_.end()) return extra_tokens_[extra->second].id;
-  // An unknown piece has the unknown token's id, which is then a wrong answer.
-  const int id = processor_.PieceToId(std::string(token));
-  if (!is_piece(id) || processor_.IdToPiece(id) != token) return std::nullopt;
-  return id;
+  return pieces().find(token);
 }
 
 std::optional<std::string> SentencePieceTokenizer::find_spelling(int32_t id) const {
-  if (is_piece(id)) return processor_.IdToPiece(id);
+  if (is_piece(id)) return pieces()[id].spelling;
   const auto extra = extra_by_id_.find(id);
   if (extra != extra_by_id_.end()) return extra_tokens_[extra->second].content;
   return std::nullopt;
@@ -365,7 +346,7 @@ std::optional<std::string> SentencePieceTokenizer::find_spelling(int32_t id) con
 
 bool SentencePieceTokenizer::is_special(int32_t id) const {
   if (is_in_text_token(id)) return true;
-  if (is_piece(id)) return processor_.IsControl(id);
+  if (is_piece(id)) return pieces()[id].type == SentencePiece::Type::kControl;
   const auto extra = extra_by_id_.find(id);
   return extra != extra_by_id_.end() && extra_tokens_[extra->second].special;
 }

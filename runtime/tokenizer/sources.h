@@ -19,7 +19,7 @@ std::unique_ptr<Tokenizer> open_vocab_merges(const std::filesystem::path& vocab,
                                              const std::filesystem::path& merges,
                                              const TokenizerConfig& config);
 
-/// A SentencePiece model, run by libsentencepiece. Special tokens written in a text are ordinary
+/// A SentencePiece model. Special tokens written in a text are ordinary
 /// text to it.
 std::unique_ptr<Tokenizer> open_sentencepiece(const std::filesystem::path& path,
                                               const TokenizerConfig& config);

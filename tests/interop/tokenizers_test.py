@@ -38,6 +38,13 @@ BLOCKS = [(0x20, 0x7E)] * 4 + [(0xA0, 0x24F), (0x370, 0x52F), (0x590, 0x6FF), (0
                                (0xF900, 0xFAFF), (0xFE00, 0xFFEF), (0x1D400, 0x1D7FF), (0x1F300, 0x1FAFF), (0x20000, 0x2A6DF)]
 
 
+# Long runs and edges of texts: where white space is collapsed, a prefix added, an end cut.
+EDGES = ["", " ", "  ", "\t", "\n", " a", "a ", "  a  b  ", "\n\n a \t", "\u2581", " \u2581 ", "\u3000a\u3000", "\u00a0", "<s>", "<0x41>",
+         "\u0000", "a\u0000b", "\u200b", "\ufeff", "e\u0301" * 50, "a" * 5000, " " * 5000, "\n" * 700, "\t" * 700, "ab" * 3000,
+         "\u4e2d" * 3000, "\U0001f600" * 900, "\u0301" * 900, "." * 3000, "-" * 999, "0" * 999, "\u0001" * 300, "a" + " " * 999,
+         "the" * 900, "\U0002a6df" * 300, "\ufb01" * 300, "<unk>" * 90, "\u2581" * 900, "\ud7a3" * 300, "<n>" * 99]
+
+
 def random_texts(count, seed):
     rng = random.Random(seed)
     texts = []
@@ -51,6 +58,71 @@ def random_texts(count, seed):
                 parts.append(chr(rng.randint(low, high)))
         texts.append("".join(parts))
     return texts
+
+
+# Settings of the SentencePiece trainer that the published models do not have together. "unused" takes that share of the
+# pieces out of use afterwards.
+TRAINED = {
+    "bpe": dict(model_type="bpe"),
+    "bpe-fallback": dict(model_type="bpe", byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False),
+    "bpe-symbols": dict(model_type="bpe", user_defined_symbols=["<n>", "ing", "th", "the", " a", "\u4e2d", "\u2581of", "1"],
+                        control_symbols=["<c>", "e"], byte_fallback=True),
+    "bpe-spaces": dict(model_type="bpe", split_by_whitespace=False, allow_whitespace_only_pieces=True,
+                       remove_extra_whitespaces=False, normalization_rule_name="nfkc"),
+    "bpe-unused": dict(model_type="bpe", unused=0.3),
+    "bpe-unused-symbols": dict(model_type="bpe", unused=0.6, user_defined_symbols=["th", "er"], byte_fallback=True),
+    "bpe-plain": dict(model_type="bpe", add_dummy_prefix=False),
+    "unigram": dict(model_type="unigram"),
+    "unigram-symbols": dict(model_type="unigram", user_defined_symbols=["<n>", "ing", "th", "the", " a", "\u4e2d", "\u2581of", "1"],
+                            control_symbols=["<c>", "e"], normalization_rule_name="nmt_nfkc_cf"),
+    "unigram-fallback": dict(model_type="unigram", byte_fallback=True, add_dummy_prefix=False, normalization_rule_name="nfkc_cf"),
+    "unigram-unused": dict(model_type="unigram", unused=0.3, split_by_whitespace=False, remove_extra_whitespaces=False),
+    "char": dict(model_type="char", vocab_size=80, user_defined_symbols=["the"]),
+    "char-fallback": dict(model_type="char", vocab_size=400, byte_fallback=True, bos_id=-1),
+    "word": dict(model_type="word", vocab_size=900),
+    "word-fallback": dict(model_type="word", vocab_size=900, byte_fallback=True, remove_extra_whitespaces=False),
+}
+
+
+def train(lines, path, settings):
+    import sentencepiece
+    settings = dict(settings)
+    unused = settings.pop("unused", 0)
+    sentencepiece.SentencePieceTrainer.train(
+        input=lines, model_prefix=path, minloglevel=2, num_threads=1, **{"vocab_size": 1000, "hard_vocab_limit": False, **settings})
+    if unused:
+        with open(path + ".model", "rb") as f:
+            data = take_out_of_use(f.read(), unused)
+        with open(path + ".model", "wb") as f:
+            f.write(data)
+
+
+def take_out_of_use(data, share):
+    """Gives a share of the pieces the type UNUSED (5), by hand: pieces are field 1, their type is field 3."""
+    def varint(at):
+        value = shift = 0
+        while True:
+            value |= (data[at] & 127) << shift
+            at, shift = at + 1, shift + 7
+            if data[at - 1] < 128:
+                return value, at
+
+    rng = random.Random(7)
+    out, at = bytearray(), 0
+    while at < len(data):
+        begin = at
+        tag, at = varint(at)
+        assert tag & 7 == 2  # every field of the model is a message
+        size, at = varint(at)
+        piece = data[at:at + size]
+        at += size
+        # A normal piece: a spelling, a score, no type.
+        if tag == 10 and len(piece) == 2 + piece[1] + 5 and rng.random() < share:
+            piece += bytes([3 << 3, 5])
+            out += bytes([10, len(piece)]) + piece
+        else:
+            out += data[begin:at]
+    return bytes(out)
 
 
 class TokenizersOracle:
@@ -182,7 +254,7 @@ def main():
         corpus = f.read()
     print("seed", arguments.seed)
     random_part = random_texts(2000, arguments.seed)
-    texts = corpus.split("\n") + random_part + [corpus[:200000]]
+    texts = corpus.split("\n") + random_part + EDGES + [corpus[:200000]]
 
     tokenizers_root = os.path.join(arguments.data, "tokenizers")
     cases = [(name, f"{name}/{file}") for name, file in [("gpt2", "tokenizer.json"), ("llama3", "tokenizer.json"),
@@ -215,7 +287,8 @@ def main():
              [(os.path.join(qwen2, f), f) for f in ("vocab.json", "merges.txt", "tokenizer_config.json")])
         for folder, prefix, suffix in [("tokenizers/llama2", [1], []), ("tokenizers/baichuan2", [], []),
                                        ("tokenizers/chatglm2", [64790, 64792], []), ("tokenizers/yuan2", [1], [2]),
-                                       ("models/llama-stories260K", [1], [])]:
+                                       ("models/llama-stories260K", [1], []),
+                                       ("models/llama-babyllama-tok105", [1], [])]:
             root = os.path.join(arguments.data, folder)
             files = [f for f in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
                      if os.path.exists(os.path.join(root, f))]
@@ -238,8 +311,21 @@ def main():
         chatglm = os.path.join(tokenizers_root, "chatglm")
         case("chatglm/ice_text.model", lambda: ChatGlmOracle(os.path.join(chatglm, "ice_text.model"), [], [130001, 130004]),
              [(os.path.join(chatglm, f), f) for f in ("ice_text.model", "tokenizer_config.json")],
-             # A unigram model adds scores up in F32: far into one text, versions of libsentencepiece differ.
-             texts[:-1] + [corpus[:20000]])
+             # A unigram model adds scores up in F32, so that the same word is cut differently deep in a text.
+             texts + [separator.join(["chose", "Jenson"] * 40000) for separator in (" ", "\n", "\t", "")])
+
+        lines = [line for line in corpus.split("\n") if line.strip()][:3000]
+        with open(os.path.join(work, "lines"), "w", encoding="utf-8") as f:
+            f.write("\n".join(lines))
+        few = lines[:500] + random_part + EDGES
+        for name, settings in TRAINED.items():
+            if arguments.only and arguments.only != "trained/" + name:
+                continue
+            path = os.path.join(work, "trained-" + name)
+            train(os.path.join(work, "lines"), path, settings)
+            prefix = [] if settings.get("bos_id", 1) < 0 else [1]
+            case("trained/" + name, lambda: SentencePieceOracle(path + ".model", prefix, []),
+                 [(path + ".model", "tokenizer.model")], few)
     return 0 if ok else 1
 
 
