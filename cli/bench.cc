@@ -132,6 +132,7 @@ BenchReport measure(const BenchFlags& flags, const std::vector<runtime::BenchCas
   report.machine = describe_machine();
 
   ThreadPool pool(static_cast<int>(report.threads));
+  report.peak_flops = runtime::measure_flops(pool);
   // Larger than any cache, and little beside the memory there is.
   const uint64_t probe_bytes =
       std::clamp<uint64_t>(report.machine.memory_bytes / 16, uint64_t{64} << 20, uint64_t{1} << 30);
@@ -151,13 +152,8 @@ BenchReport measure(const BenchFlags& flags, const std::vector<runtime::BenchCas
           if (talks) draw_round(++done, total);
         }));
     memory.push_back(report.rows.back().memory_bytes_per_second);
-    report.peak_flops = std::max(report.peak_flops, runtime::measure_flops(pool));
   }
   if (talks) write_stderr("\r\033[K");
-  if (options.activations == kernels::Activations::kBF16 && kernels::has_bf16_products()) {
-    report.peak_flops *= 2;
-    report.peak_dtype = "BF16";
-  }
   report.memory_bytes_per_second = runtime::percentiles(std::move(memory)).p50;
   return report;
 }

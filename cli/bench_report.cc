@@ -73,8 +73,8 @@ std::vector<std::vector<std::string>> about(const BenchReport& report) {
                       report.machine.isa + ", " + format_size(report.machine.memory_bytes) +
                       " memory"},
       {"limits", "reads " + fixed(report.memory_bytes_per_second / kGiga, 1) +
-                     " GB/s and computes " + fixed(report.peak_flops / kGiga, 0) + " GFLOP/s in " +
-                     report.peak_dtype + " with " + std::to_string(report.threads) + " threads" +
+                     " GB/s and computes " + fixed(report.peak_flops / kGiga, 0) +
+                     " GFLOP/s in F32 with " + std::to_string(report.threads) + " threads" +
                      (report.could_round ? "; twice that with --activation-dtype bf16" : "")},
       {"measured", std::to_string(report.rounds) + " rounds after " +
                        std::to_string(report.warmup) + " to warm up" + grid + ", llmctl " +

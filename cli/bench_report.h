@@ -28,7 +28,6 @@ struct BenchReport {
   int64_t tp = 1, pp = 1, threads = 1, warmup = 0, rounds = 0;
   BenchMachine machine;
   double memory_bytes_per_second = 0, peak_flops = 0;
-  std::string peak_dtype = "F32";  ///< of the products that peak_flops counts
   /// Whether the processor would do this model twice as fast with BF16 activations.
   bool could_round = false;
   std::vector<runtime::BenchRow> rows;

@@ -162,6 +162,7 @@ ExitCode run_run(const RunOptions& options, runtime::ProcessLink* link) {
   engine_options.tp = static_cast<int>(options.tp);
   engine_options.pp = static_cast<int>(options.pp);
   engine_options.threads = static_cast<int>(options.threads);
+  options.device.apply(engine_options, link != nullptr);
   engine_options.batch.batch_size = options.batch_size > 0 ? options.batch_size : kDefaultBatchSize;
   engine_options.batch.kv_memory = options.kv_memory;
   if (!options.dtype.empty()) engine_options.dtype = find_dtype(options.dtype);
@@ -276,10 +277,11 @@ Run add_run(CLI::App& verb) {
               "Split each layer over T ranks [1]");
   add_integer(verb, "--pp,--pipeline-parallel-size", options->pp, 1, 1 << 16, "P",
               "Split the layers into P stages [1]");
+  options->device.add(verb);
   add_choice(verb, "--dtype", options->dtype, kDTypes,
              "Hold the matrices in this dtype [as stored]");
   add_choice(verb, "--kv-dtype", options->kv_dtype, kDTypes,
-             "Hold keys and values in this dtype [fp32]");
+             "Hold keys and values in this dtype [fp32; on GPUs that of the matrices]");
   add_activation_dtype(verb, options->activation_dtype);
   add_choice(verb, "--rope-precision", options->rope_precision, kRopePrecisions,
              "Round rotary angles as Megatron does in BF16, or not [as the model was trained]");
@@ -297,6 +299,7 @@ Run add_run(CLI::App& verb) {
       "run ./llama --tp 2 --pp 2 --prompt 'Once upon a time' -n 64 --temperature 0.8 --seed 1",
       "run ./qwen --chat --system 'Be brief.' --prompt 'What is a prime?'",
       "run ./gpt-ft/2-gpu --token-ids 1,5,9 --json",
+      "run ./llama --device cuda --dtype fp16 --prompt 'Once upon a time'",
       "run ./llama --data-file in.jsonl --output-file out.jsonl --batch-size 8",
       "run ./llama --token-ids 1,5,9 -n 0 --logits-file logits.npy",
   };

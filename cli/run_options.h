@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/device.h"
 #include "cli/flags.h"
 
 namespace llmctl::cli {
@@ -39,6 +40,7 @@ struct RunOptions {
   bool resume = false, overwrite = false;
   int64_t tp = 1, pp = 1, threads = 0;
   std::string dtype, kv_dtype, activation_dtype, rope_precision;
+  DeviceFlags device;
   int64_t batch_size = 0;  ///< 0: a default
   uint64_t kv_memory = 0;  ///< 0: a default
   DecodingFlags decoding;

@@ -67,16 +67,16 @@ int64_t wanted_pages(std::span<const GenerateRequest> requests, int64_t limit, i
 /// knowledge on all ranks, namely of what the passes up to t - stages have brought.
 class BatchLoop {
  public:
-  BatchLoop(Decoder& decoder, const RankComm& comm, const ModelConfig& config,
+  BatchLoop(RankModel& model, const RankComm& comm, const ModelConfig& config,
             std::span<const GenerateRequest> requests, const BatchOptions& options,
             const BatchCaller& caller, const std::function<bool()>& should_stop)
-      : decoder_(decoder),
+      : model_(model),
         comm_(comm),
-        place_(decoder.place()),
+        place_(model.place()),
         samples_(place_.rank() == sampler_rank(place_)),
         caller_(caller),
         should_stop_(should_stop),
-        scheduler_(requests, config, decoder.cache(), options, place_.pp, samples_),
+        scheduler_(requests, config, model.cache(), options, place_.pp, samples_),
         passes_(static_cast<size_t>(place_.pp)),
         vocab_size_(config.vocab_size) {
     for (Pass& pass : passes_) pass.reserve(options.chunk_tokens);
@@ -92,7 +92,7 @@ class BatchLoop {
       Pass& next = pass(turn);
       next.clear();
       scheduler_.fill(next);
-      if (hands_over_) decoder_.hand_over(comm_);
+      if (hands_over_) model_.hand_over(comm_);
       hands_over_ = turn >= place_.pp_rank && compute(pass(turn - place_.pp_rank));
       if (turn >= place_.pp - 1) finish(pass(turn - (place_.pp - 1)));
     }
@@ -107,8 +107,8 @@ class BatchLoop {
   /// Whether there was anything to compute.
   bool compute(const Pass& pass) {
     if (pass.size() == 0) return false;
-    for (const auto& [to, from] : pass.page_copies) decoder_.cache().copy_page(to, from);
-    decoder_.compute(pass.step(), comm_);
+    for (const auto& [to, from] : pass.page_copies) model_.cache().copy_page(to, from);
+    model_.compute(pass.step(), comm_);
     return true;
   }
 
@@ -127,10 +127,10 @@ class BatchLoop {
   void choose(const Pass& pass) {
     const bool interrupted = samples_ && should_stop_ && should_stop_();
     if (samples_) chooser_->begin();
-    constexpr size_t kMost = Decoder::kMaxLogitRows;
+    constexpr size_t kMost = RankModel::kMaxLogitRows;
     for (size_t first = 0; first < pass.ask_rows.size(); first += kMost) {
       const size_t count = std::min(kMost, pass.ask_rows.size() - first);
-      const float* logits = decoder_.logits(std::span(pass.ask_rows).subspan(first, count), comm_);
+      const float* logits = model_.logits(std::span(pass.ask_rows).subspan(first, count), comm_);
       if (samples_) chooser_->answer(pass, first, count, logits, interrupted, answers_);
     }
   }
@@ -149,7 +149,7 @@ class BatchLoop {
         scheduler_.fork(group);
       }
       if (group.request->beams.num_beams > 1) {
-        group.advance_beams(choices.first(count), decoder_.cache().pages());
+        group.advance_beams(choices.first(count), model_.cache().pages());
       } else {
         for (size_t i = 0; i < count; ++i) {
           group.accept(choices[i], top.subspan(i * top_each, top_each));
@@ -193,7 +193,7 @@ class BatchLoop {
     report.results = std::move(results_);
   }
 
-  Decoder& decoder_;
+  RankModel& model_;
   const RankComm& comm_;
   RankPlace place_;
   bool samples_;
@@ -211,23 +211,23 @@ class BatchLoop {
 
 }  // namespace
 
-void generate_batch(Decoder& decoder, const RankComm& comm, const ModelConfig& config,
+void generate_batch(RankModel& model, const RankComm& comm, const ModelConfig& config,
                     std::span<const GenerateRequest> requests, const BatchOptions& options,
                     const BatchCaller& caller, const std::function<bool()>& should_stop) {
-  CacheRoom room(decoder, comm, options);
+  CacheRoom room(model, comm, options);
   room.grow_to(
-      wanted_pages(requests, context_limit(config), decoder.cache().page_size(), options, room));
-  BatchLoop(decoder, comm, config, requests, options, caller, should_stop).run();
+      wanted_pages(requests, context_limit(config), model.cache().page_size(), options, room));
+  BatchLoop(model, comm, config, requests, options, caller, should_stop).run();
   room.finish();
 }
 
-void compute_prompt_logits(Decoder& decoder, const RankComm& comm, const ModelConfig& config,
+void compute_prompt_logits(RankModel& model, const RankComm& comm, const ModelConfig& config,
                            std::span<const int32_t> ids, const BatchOptions& options,
                            const LogitsSink& sink) {
-  CacheRoom room(decoder, comm, options);
-  KvCache& cache = decoder.cache();
-  const int rank = decoder.place().rank();
-  const int sender = sampler_rank(decoder.place());
+  CacheRoom room(model, comm, options);
+  PagedCache& cache = model.cache();
+  const int rank = model.place().rank();
+  const int sender = sampler_rank(model.place());
   GenerateRequest request;
   request.prompt_ids.assign(ids.begin(), ids.end());
   request.max_new_tokens = 1;
@@ -238,7 +238,7 @@ void compute_prompt_logits(Decoder& decoder, const RankComm& comm, const ModelCo
 
   std::vector<float> received;
   if (rank == 0 && sender != 0) {
-    received.resize(static_cast<size_t>(Decoder::kMaxLogitRows * config.vocab_size));
+    received.resize(static_cast<size_t>(RankModel::kMaxLogitRows * config.vocab_size));
   }
   Pass pass;
   pass.reserve(options.chunk_tokens);
@@ -250,15 +250,14 @@ void compute_prompt_logits(Decoder& decoder, const RankComm& comm, const ModelCo
       pass.ask({});
     }
     if (rank == sender) throw_if_cancelled();
-    decoder.forward(pass.step(), comm);
-    for (int64_t first = 0; first < end - begin; first += Decoder::kMaxLogitRows) {
-      const int64_t count = std::min(Decoder::kMaxLogitRows, end - begin - first);
+    model.forward(pass.step(), comm);
+    for (int64_t first = 0; first < end - begin; first += RankModel::kMaxLogitRows) {
+      const int64_t count = std::min(RankModel::kMaxLogitRows, end - begin - first);
       const float* logits = nullptr;
-      if (decoder.place().is_last_stage()) {
-        logits =
-            decoder.logits(std::span(pass.ask_rows)
-                               .subspan(static_cast<size_t>(first), static_cast<size_t>(count)),
-                           comm);
+      if (model.place().is_last_stage()) {
+        logits = model.logits(std::span(pass.ask_rows)
+                                  .subspan(static_cast<size_t>(first), static_cast<size_t>(count)),
+                              comm);
       }
       const auto bytes = static_cast<size_t>(count * config.vocab_size) * sizeof(float);
       if (sender != 0 && rank == sender) comm.world->send(logits, bytes, 0);

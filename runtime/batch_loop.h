@@ -5,7 +5,7 @@
 #include <functional>
 #include <span>
 
-#include "runtime/decoder.h"
+#include "runtime/rank_model.h"
 #include "runtime/request.h"
 #include "runtime/tokenizer/tokenizer.h"
 
@@ -40,12 +40,12 @@ struct BatchCaller {
   GenerateReport* report = nullptr;
 };
 
-/// Generates `requests` on the rank that owns `decoder`. Collective over all ranks, which must be
+/// Generates `requests` on the rank that owns `model`. Collective over all ranks, which must be
 /// given equal requests and options: they run the same loop in step, and the only thing that they
 /// learn from each other, beside activations, is what the last stage's first rank has chosen.
 /// `should_stop` may be empty. Throws kUsage naming the numbers when a request cannot fit into
 /// kv_memory.
-void generate_batch(Decoder& decoder, const RankComm& comm, const ModelConfig& config,
+void generate_batch(RankModel& model, const RankComm& comm, const ModelConfig& config,
                     std::span<const GenerateRequest> requests, const BatchOptions& options,
                     const BatchCaller& caller, const std::function<bool()>& should_stop);
 
@@ -54,7 +54,7 @@ using LogitsSink = std::function<void(int64_t first_row, int64_t num_rows, const
 
 /// Logits of every position of a prompt, on rank 0, the only one whose `sink` is called.
 /// Collective as generate_batch.
-void compute_prompt_logits(Decoder& decoder, const RankComm& comm, const ModelConfig& config,
+void compute_prompt_logits(RankModel& model, const RankComm& comm, const ModelConfig& config,
                            std::span<const int32_t> ids, const BatchOptions& options,
                            const LogitsSink& sink);
 

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "formats/core/error.h"
-#include "reshard/preflight.h"
 
 namespace llmctl::runtime {
 namespace {
@@ -19,11 +18,11 @@ struct RankRoom {
 
 }  // namespace
 
-CacheRoom::CacheRoom(Decoder& decoder, const RankComm& comm, const BatchOptions& options)
-    : cache_(decoder.cache()) {
+CacheRoom::CacheRoom(RankModel& model, const RankComm& comm, const BatchOptions& options)
+    : cache_(model.cache()) {
   RankRoom mine;
   mine.page_bytes = cache_.page_bytes();
-  mine.free_bytes = reshard::available_memory().value_or(std::numeric_limits<uint64_t>::max() / 4);
+  mine.free_bytes = cache_.free_bytes();
   mine.capacity_pages = cache_.capacity_pages();
   mine.damaged = cache_.pages().is_in_use();
   std::vector<RankRoom> all(static_cast<size_t>(comm.world->size()));

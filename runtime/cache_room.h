@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "runtime/batch_loop.h"
+#include "runtime/rank_model.h"
 
 namespace llmctl::runtime {
 
@@ -12,7 +13,7 @@ namespace llmctl::runtime {
 /// what the caches hold if the call before failed on any rank. Collective.
 class CacheRoom {
  public:
-  CacheRoom(Decoder& decoder, const RankComm& comm, const BatchOptions& options);
+  CacheRoom(RankModel& model, const RankComm& comm, const BatchOptions& options);
   /// Until `finish`, the cache counts as damaged.
   void finish();
 
@@ -24,7 +25,7 @@ class CacheRoom {
   void grow_to(int64_t num_pages);
 
  private:
-  KvCache& cache_;
+  PagedCache& cache_;
   int64_t max_pages_ = 0;
   uint64_t page_bytes_ = 0;
 };

@@ -386,11 +386,6 @@ void Decoder::run_layer(int64_t layer, const Step& step, const RankComm& comm) {
   half(weights.norm2, second_.data(), [&](const float* in) { run_mlp(in, weights, comm); });
 }
 
-void Decoder::forward(const Step& step, const RankComm& comm) {
-  compute(step, comm);
-  hand_over(comm);
-}
-
 void Decoder::compute(const Step& step, const RankComm& comm) {
   num_tokens_ = static_cast<int64_t>(step.ids.size());
   if (num_tokens_ > max_tokens_) throw Error(ErrorCode::kInternal, "a step of too many tokens");

@@ -1,4 +1,5 @@
-// The one transformer decoder of all families: what ModelConfig says, on one rank's share of it.
+// The one transformer decoder of all families on the CPU: what ModelConfig says, on one rank's
+// share of it.
 #pragma once
 
 #include <cstdint>
@@ -11,61 +12,31 @@
 #include "kernels/ops.h"
 #include "reshard/load.h"
 #include "reshard/model_config.h"
-#include "runtime/comm/communicator.h"
 #include "runtime/kv_cache.h"
-#include "runtime/parallel.h"
+#include "runtime/rank_model.h"
 #include "runtime/rope.h"
 
 namespace llmctl::runtime {
 
-/// The tokens of one forward pass. All spans have one entry per token; tokens of a sequence stand
-/// side by side in order of position, and all before them are in the cache already.
-struct Step {
-  std::span<const int32_t> ids;                  ///< in [0, vocab_size)
-  std::span<const int32_t> positions;            ///< in their own sequence, from 0
-  std::span<const int64_t> lengths;              ///< of the sequence, for Rope::fill
-  std::span<const int32_t* const> block_tables;  ///< pages of the sequence, this token's included
-};
-
-/// How a rank reaches the others during one pass.
-struct RankComm {
-  Communicator* world = nullptr;  ///< all ranks of the grid
-  Communicator* tp = nullptr;     ///< the ranks of this pipeline stage
-};
-
 /// One rank's weights, cache and scratch. A pass allocates nothing. Every logit is bit-for-bit
 /// independent of tp, pp, and the other tokens of its passes: matrices are split by output rows
 /// and activations gathered, never partial sums added (docs/runtime.md). Not thread-safe.
-class Decoder {
+class Decoder final : public RankModel {
  public:
-  /// Rows that one call of `logits` takes at most.
-  static constexpr int64_t kMaxLogitRows = 32;
-
   /// Takes the weights that `weight_layout` describes. `pool` must outlive the decoder. Throws
   /// kInternal when a weight is missing or of another shape than the config says.
   Decoder(const ModelConfig& config, const RankPlace& place, reshard::RankWeights weights,
           ThreadPool& pool, int64_t max_tokens, int64_t page_size, DType kv_dtype = DType::F32,
           kernels::Activations activations = kernels::Activations::kF32);
-  ~Decoder();
+  ~Decoder() override;
 
-  const RankPlace& place() const { return place_; }
-  KvCache& cache() { return cache_; }
+  const RankPlace& place() const override { return place_; }
+  KvCache& cache() override { return cache_; }
 
-  /// Runs `step` through this rank's layers. Collective over all ranks, which must be given equal
-  /// steps. Requires: at most max_tokens tokens.
-  void forward(const Step& step, const RankComm& comm);
-
-  // forward in two halves, for a pipeline whose stages work on different steps at a time.
-
-  /// Takes the activations that the stage before hands over and runs the layers.
-  void compute(const Step& step, const RankComm& comm);
-  /// Hands what compute left to the stage after, which must be about to take it. Nothing to do on
-  /// the last stage.
-  void hand_over(const RankComm& comm);
-
-  /// Logits of the chosen tokens of the last pass: (rows.size(), vocab_size), valid until the next
-  /// call. Collective over the last stage's ranks; not to be called on the others.
-  const float* logits(std::span<const int32_t> rows, const RankComm& comm);
+  /// As RankModel says. Requires: at most max_tokens tokens.
+  void compute(const Step& step, const RankComm& comm) override;
+  void hand_over(const RankComm& comm) override;
+  const float* logits(std::span<const int32_t> rows, const RankComm& comm) override;
 
  private:
   struct Matrix : kernels::PanelMatrix {

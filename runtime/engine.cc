@@ -7,6 +7,7 @@
 #include "formats/core/error.h"
 #include "formats/core/thread_pool.h"
 #include "reshard/model.h"
+#include "runtime/cuda/back_end.h"
 #include "runtime/decoder.h"
 #include "runtime/layout.h"
 #include "runtime/parallel.h"
@@ -44,7 +45,8 @@ struct Engine::Impl {
   std::unique_ptr<RankGroup> ranks;
   // By rank; null for those of other processes.
   std::vector<std::unique_ptr<ThreadPool>> pools;
-  std::vector<std::unique_ptr<Decoder>> decoders;
+  std::vector<std::unique_ptr<RankModel>> models;
+  cuda::Placement placement;  // of this process, on GPUs
   uint64_t weight_bytes = 0;
 
   bool leads() const { return ranks->local_ranks().front() == 0; }
@@ -52,6 +54,9 @@ struct Engine::Impl {
     return static_cast<int>(ranks->local_ranks().size()) < ranks->world_size();
   }
 
+  cuda::ModelOptions cuda_options() const;
+  std::unique_ptr<RankModel> make_model(int rank, const RankPlace& place,
+                                        reshard::RankWeights weights);
   void load(int rank, const RankComm& comm, const reshard::Model& model);
   /// Who is served by a job; members that a job does not need are missing.
   struct Client {
@@ -65,6 +70,24 @@ struct Engine::Impl {
   void run_job(int rank, const RankComm& comm, const Job& job, const Client& client);
 };
 
+cuda::ModelOptions Engine::Impl::cuda_options() const {
+  return {options.dtype, options.kv_dtype, options.batch.chunk_tokens, options.page_size};
+}
+
+std::unique_ptr<RankModel> Engine::Impl::make_model(int rank, const RankPlace& place,
+                                                    reshard::RankWeights weights) {
+  ThreadPool& pool = *pools[static_cast<size_t>(rank)];
+  if (options.device == Device::kCuda) {
+    const auto& local = ranks->local_ranks();
+    const auto at = std::find(local.begin(), local.end(), rank) - local.begin();
+    return cuda::make_model(config, place, std::move(weights), pool, placement,
+                            static_cast<int>(at), cuda_options());
+  }
+  return std::make_unique<Decoder>(config, place, std::move(weights), pool,
+                                   options.batch.chunk_tokens, options.page_size,
+                                   options.kv_dtype.value_or(DType::F32), options.activations);
+}
+
 void Engine::Impl::load(int rank, const RankComm& comm, const reshard::Model& model) {
   const auto i = static_cast<size_t>(rank);
   const RankPlace place = place_of_rank(config, options.tp, options.pp, rank);
@@ -72,9 +95,7 @@ void Engine::Impl::load(int rank, const RankComm& comm, const reshard::Model& mo
   auto weights =
       reshard::load_rank(model, weight_layout(config, place), slice, options.dtype, *pools[i]);
   uint64_t bytes = weights.total_bytes();
-  decoders[i] = std::make_unique<Decoder>(config, place, std::move(weights), *pools[i],
-                                          options.batch.chunk_tokens, options.page_size,
-                                          options.kv_dtype, options.activations);
+  models[i] = make_model(rank, place, std::move(weights));
   std::vector<uint64_t> all(static_cast<size_t>(ranks->world_size()));
   comm.world->all_gather(all.data(), &bytes, sizeof bytes);
   if (rank != ranks->local_ranks().front()) return;
@@ -82,7 +103,7 @@ void Engine::Impl::load(int rank, const RankComm& comm, const reshard::Model& mo
 }
 
 void Engine::Impl::run_job(int rank, const RankComm& comm, const Job& job, const Client& client) {
-  Decoder& decoder = *decoders[static_cast<size_t>(rank)];
+  RankModel& rank_model = *models[static_cast<size_t>(rank)];
   switch (job.order) {
     case Order::kEnd:
       return;
@@ -92,11 +113,11 @@ void Engine::Impl::run_job(int rank, const RankComm& comm, const Job& job, const
       if (rank == 0) caller = {client.callbacks, client.report};
       const auto should_stop =
           client.callbacks != nullptr ? client.callbacks->should_stop : std::function<bool()>();
-      return generate_batch(decoder, comm, config, requests, options.batch, caller, should_stop);
+      return generate_batch(rank_model, comm, config, requests, options.batch, caller, should_stop);
     }
     case Order::kPromptLogits: {
       const LogitsSink none;
-      return compute_prompt_logits(decoder, comm, config, decode_ids(job.payload), options.batch,
+      return compute_prompt_logits(rank_model, comm, config, decode_ids(job.payload), options.batch,
                                    client.sink != nullptr ? *client.sink : none);
     }
   }
@@ -128,8 +149,14 @@ Engine::Engine(const reshard::Model& model, const EngineOptions& options,
                                           " ranks for a grid of " +
                                           std::to_string(options.tp * options.pp));
   }
-  self.decoders.resize(static_cast<size_t>(world));
+  self.models.resize(static_cast<size_t>(world));
   self.pools.resize(static_cast<size_t>(world));
+  if (options.device == Device::kCuda) {
+    const auto& here = self.ranks->local_ranks();
+    self.placement = cuda::place_ranks(static_cast<int>(here.size()), options.share_device);
+    cuda::check_model(model, self.config, options.tp, options.pp, here, self.placement,
+                      self.cuda_options());
+  }
   const int threads = options.threads > 0 ? options.threads : available_cores();
   const auto& local = self.ranks->local_ranks();
   for (const int rank : local) {

@@ -8,9 +8,11 @@
 #include <vector>
 
 #include "formats/core/dtype.h"
+#include "kernels/linear.h"
 #include "reshard/load.h"
 #include "reshard/model_config.h"
 #include "runtime/batch_loop.h"
+#include "runtime/device.h"
 #include "runtime/rank_group.h"
 #include "runtime/request.h"
 
@@ -22,16 +24,20 @@ struct EngineOptions {
   std::optional<bool> rope_in_bf16;  ///< how rotary angles are rounded; nothing: as the model says
   int threads = 0;                   ///< of all ranks together; 0: the cores this process may use
   int64_t page_size = 16;            ///< tokens to a page of the KV cache
-  DType kv_dtype = DType::F32;       ///< of keys and values in it (F32, F16, BF16)
+  /// Of keys and values in it (F32, F16, BF16); nothing: F32 on the CPU, that of the matrices on
+  /// GPUs.
+  std::optional<DType> kv_dtype;
   /// What enters products with BF16 matrices; products with others take F32.
   kernels::Activations activations = kernels::Activations::kF32;
+  Device device = Device::kCpu;  ///< of the ranks of this process
+  bool share_device = false;     ///< several ranks may use one GPU
   /// How requests share passes and memory; chunk_tokens also bounds the scratch. The tokenizer must
   /// outlive the engine.
   BatchOptions batch;
 };
 
-/// Owns the ranks' weights and caches. Greedy output in F32 is bit-for-bit the same for any tp,
-/// pp, thread count, chunk and batch. One call at a time.
+/// Owns the ranks' weights and caches. On the CPU greedy output in F32 is bit-for-bit the same for
+/// any tp, pp, thread count, chunk and batch. One call at a time.
 class Engine {
  public:
   /// Loads through `weight_layout`; `model` is not needed afterwards. Throws kUsage for a grid the

@@ -7,6 +7,7 @@
 
 #include "formats/core/checked.h"
 #include "formats/core/error.h"
+#include "reshard/preflight.h"
 
 namespace llmctl::runtime {
 namespace {
@@ -22,12 +23,11 @@ void KvCache::Free::operator()(std::byte* p) const { std::free(p); }
 
 KvCache::KvCache(int64_t num_layers, int64_t num_kv_heads, int64_t head_dim, int64_t page_size,
                  int64_t state_width, DType dtype)
-    : num_layers_(num_layers),
+    : PagedCache(page_size),
+      num_layers_(num_layers),
       num_kv_heads_(num_kv_heads),
       head_dim_(head_dim),
-      page_size_(page_size),
-      dtype_(dtype),
-      pages_(page_size) {
+      dtype_(dtype) {
   const auto bytes = checked_num_elements(
       {2, num_kv_heads, page_size, head_dim, static_cast<int64_t>(dtype_bytes(dtype))});
   const auto state_bytes = checked_num_elements({state_width, int64_t{sizeof(float)}});
@@ -46,9 +46,9 @@ void KvCache::reset(int64_t num_pages) {
     throw Error(ErrorCode::kEnvironment, "the KV cache would need more than 2^31 pages", "",
                 "ask for fewer or shorter sequences");
   }
-  if (num_pages > capacity_pages_) {
+  if (num_pages > capacity_pages()) {
     pool_.reset();
-    capacity_pages_ = 0;
+    pages_.reset(0);
     const auto bytes = checked_num_bytes(DType::U8, {num_layers_, num_pages, layer_page_bytes_});
     // aligned_alloc wants a multiple of the alignment.
     const auto rounded = bytes ? checked_add(*bytes, 2 * kAlignment - 1) : std::nullopt;
@@ -61,18 +61,23 @@ void KvCache::reset(int64_t num_pages) {
                   "", "ask for fewer or shorter sequences");
     }
     pool_.reset(static_cast<std::byte*>(memory));
-    capacity_pages_ = num_pages;
+    pages_.reset(num_pages);
+    return;
   }
-  pages_.reset(capacity_pages_);
+  pages_.reset(capacity_pages());
 }
 
 uint64_t KvCache::page_bytes() const {
   return static_cast<uint64_t>(num_layers_) * static_cast<uint64_t>(layer_page_bytes_);
 }
 
+uint64_t KvCache::free_bytes() const {
+  return reshard::available_memory().value_or(std::numeric_limits<uint64_t>::max() / 4);
+}
+
 void KvCache::copy_page(int32_t to, int32_t from) {
   for (int64_t layer = 0; layer < num_layers_; ++layer) {
-    std::byte* first = pool_.get() + layer * capacity_pages_ * layer_page_bytes_;
+    std::byte* first = pool_.get() + layer * capacity_pages() * layer_page_bytes_;
     std::memcpy(first + to * layer_page_bytes_, first + from * layer_page_bytes_,
                 static_cast<size_t>(layer_page_bytes_));
   }
@@ -80,18 +85,18 @@ void KvCache::copy_page(int32_t to, int32_t from) {
 
 kernels::PagedKv KvCache::layer(int64_t layer) const {
   kernels::PagedKv kv;
-  kv.pool = pool_.get() + layer * capacity_pages_ * layer_page_bytes_;
+  kv.pool = pool_.get() + layer * capacity_pages() * layer_page_bytes_;
   kv.dtype = dtype_;
   // Whole: 2 elements and more of every page are keys and values, and floats are two halves.
   kv.page_stride = layer_page_bytes_ / static_cast<int64_t>(dtype_bytes(dtype_));
   kv.num_kv_heads = num_kv_heads_;
   kv.head_dim = head_dim_;
-  kv.page_size = page_size_;
+  kv.page_size = page_size();
   return kv;
 }
 
 float* KvCache::state(int64_t layer, int32_t page) const {
-  std::byte* at = pool_.get() + (layer * capacity_pages_ + page) * layer_page_bytes_;
+  std::byte* at = pool_.get() + (layer * capacity_pages() + page) * layer_page_bytes_;
   return reinterpret_cast<float*>(at + state_offset_);
 }
 

@@ -5,14 +5,14 @@
 #include <utility>
 #include <vector>
 
-#include "runtime/decoder.h"
+#include "runtime/rank_model.h"
 
 namespace llmctl::runtime {
 
 struct Group;  // runtime/sequence.h
 
-/// Tokens for a Decoder, and which of them ask for a new token. Once reserved, filling and clearing
-/// allocate nothing.
+/// Tokens for a RankModel, and which of them ask for a new token. Once reserved, filling and
+/// clearing allocate nothing.
 struct Pass {
   /// Somebody who wants the logits of a token.
   struct Ask {

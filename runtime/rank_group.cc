@@ -8,8 +8,7 @@
 #include <thread>
 
 #include "formats/core/error.h"
-#include "runtime/comm/communicator.h"
-#include "runtime/decoder.h"
+#include "runtime/rank_model.h"
 
 namespace llmctl::runtime {
 namespace {

@@ -7,7 +7,7 @@
 
 namespace llmctl::runtime {
 
-struct RankComm;  // runtime/decoder.h
+struct RankComm;  // runtime/rank_model.h
 
 /// A grid of tp x pp ranks (rank = pp_rank * tp + tp_rank), some or all of which live in this
 /// process. Ranks share no memory that the engine knows of: what one has to tell another goes

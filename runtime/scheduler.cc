@@ -24,7 +24,7 @@ void reserve(Sequence& s, const GenerateRequest& request, int64_t pages) {
 }  // namespace
 
 Scheduler::Scheduler(std::span<const GenerateRequest> requests, const ModelConfig& config,
-                     KvCache& cache, const BatchOptions& options, int stages, bool watches_text)
+                     PagedCache& cache, const BatchOptions& options, int stages, bool watches_text)
     : requests_(requests),
       config_(config),
       cache_(cache),

@@ -9,7 +9,7 @@
 
 #include "reshard/model_config.h"
 #include "runtime/batch_loop.h"
-#include "runtime/kv_cache.h"
+#include "runtime/paged_cache.h"
 #include "runtime/pass.h"
 #include "runtime/rope.h"
 #include "runtime/sequence.h"
@@ -24,7 +24,7 @@ class Scheduler {
   /// `requests`, `config`, `cache` and `options` must outlive the scheduler. The cache has room for
   /// any one of the requests. Requests for no tokens are passed over. `stages` of a pipeline work
   /// on so many passes at a time. With `watches_text` groups get their TextEnds.
-  Scheduler(std::span<const GenerateRequest> requests, const ModelConfig& config, KvCache& cache,
+  Scheduler(std::span<const GenerateRequest> requests, const ModelConfig& config, PagedCache& cache,
             const BatchOptions& options, int stages, bool watches_text);
   ~Scheduler();
 
@@ -56,7 +56,7 @@ class Scheduler {
 
   std::span<const GenerateRequest> requests_;
   const ModelConfig& config_;
-  KvCache& cache_;
+  PagedCache& cache_;
   PagePool& pool_;
   const BatchOptions& options_;
   int stages_;

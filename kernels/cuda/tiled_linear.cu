@@ -20,6 +20,7 @@ constexpr int kStages = 4;        // tiles in flight
 constexpr int kWarpTokens = 64;   // by two rows of warps
 constexpr int kWarpOutputs = 32;  // by four columns of warps
 constexpr int kStagePieces = 2 * kTile * kPieces;
+static_assert(sizeof(float) * kTile * kTile <= sizeof(uint4) * kStages * kStagePieces);
 
 struct Params {
   Epilogue epilogue;
@@ -98,6 +99,14 @@ __global__ void __launch_bounds__(kThreads) tiled_linear_kernel(const Params p) 
     }
   }
 
+  // Through shared memory, so that neighbours write side by side and what follows the product is
+  // compiled once. Outputs of eight tokens are spread over the banks.
+  wait_async<0>();
+  __syncthreads();
+  auto* const sums = reinterpret_cast<float*>(tiles);
+  const auto sum_at = [](int token, int output) {
+    return token * kTile + (output ^ ((token & 7) << 2));
+  };
   const int g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -105,13 +114,17 @@ __global__ void __launch_bounds__(kThreads) tiled_linear_kernel(const Params p) 
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int64_t token = first_token + warp_token + 16 * i + g + 8 * (e >> 1);
-        const int64_t row = first_output + warp_output + 8 * j + 2 * t + (e & 1);
-        if (token < p.num_tokens && row < p.n) {
-          finish(p.epilogue, c[i][j][e], row, token * p.n + row);
-        }
+        sums[sum_at(warp_token + 16 * i + g + 8 * (e >> 1),
+                    warp_output + 8 * j + 2 * t + (e & 1))] = c[i][j][e];
       }
     }
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int at = threadIdx.x; at < kTile * kTile; at += kThreads) {
+    const int64_t token = first_token + at / kTile, row = first_output + at % kTile;
+    if (token >= p.num_tokens || row >= p.n) continue;
+    finish(p.epilogue, sums[sum_at(at / kTile, at % kTile)], row, token * p.n + row);
   }
 }
 

@@ -7,7 +7,7 @@
 
 #include "formats/core/error.h"
 #include "runtime/comm/communicator.h"
-#include "runtime/decoder.h"
+#include "runtime/rank_model.h"
 
 namespace llmctl::runtime {
 namespace {

@@ -52,6 +52,7 @@ struct Machine {
   std::vector<Warp> warps;
   int num_threads = 0, live = 0, at_barrier = 0;
   Thread* running = nullptr;
+  bool backwards = false;
   const Launch* launch = nullptr;
   std::unique_ptr<unsigned char[]> shared;
   std::string error;
@@ -70,9 +71,21 @@ void release_block(Machine& m) {
   m.at_barrier = 0;
 }
 
+/// Lets other threads run until this one is ready again. The neighbour in the warp goes on without
+/// a detour, because lanes mostly wait for each other.
 void wait(State state) {
-  Thread& self = *machine().running;
+  Machine& m = machine();
+  Thread& self = *m.running;
   self.state = state;
+  const int next = self.number + (m.backwards ? -1 : 1);
+  if (next / 32 == self.number / 32 && next >= 0 && next < m.num_threads) {
+    Thread& other = *m.threads[static_cast<size_t>(next)];
+    if (other.state == State::kReady) {
+      m.running = &other;
+      threadIdx = other.index;
+      return self.fiber.pass_to(other.fiber);
+    }
+  }
   self.fiber.leave();
 }
 
@@ -86,11 +99,10 @@ void thread_main() {
   std::abort();  // an ended fiber is not entered
 }
 
-/// Of static shared memory, which an instrumented store may not cross from variable to variable.
-__attribute__((no_sanitize("address"))) void poison_shared() {
-  for (volatile char* p = __start_llmctl_cuda_shared; p != __stop_llmctl_cuda_shared; ++p) {
-    *p = static_cast<char>(0xff);
-  }
+/// Of static shared memory.
+void poison_shared() {
+  std::memset(__start_llmctl_cuda_shared, 0xff,
+              static_cast<size_t>(__stop_llmctl_cuda_shared - __start_llmctl_cuda_shared));
 }
 
 void enter(Machine& m, Thread& t) {
@@ -196,7 +208,8 @@ const WarpSlots& exchange(const char* operation, unsigned mask, const void* valu
   if (warp.arrived == 0) {
     warp.mask = mask;
     warp.operation = operation;
-  } else if (warp.mask != mask || std::strcmp(warp.operation, operation) != 0) {
+  } else if (warp.mask != mask ||
+             (warp.operation != operation && std::strcmp(warp.operation, operation) != 0)) {
     fail("the lanes of a warp meet at different operations");
   }
   if ((mask >> lane & 1U) == 0) fail("a lane takes part that is not in the mask");
@@ -226,6 +239,7 @@ std::optional<std::string> run_launch(const Launch& launch, bool backwards) {
   while (m.threads.size() < threads) m.threads.push_back(std::make_unique<Thread>());
   m.num_threads = static_cast<int>(threads);
   m.launch = &launch;
+  m.backwards = backwards;
   m.error.clear();
   m.shared = std::make_unique<unsigned char[]>(launch.shared_bytes);
   blockDim = launch.block;

@@ -51,15 +51,37 @@ struct Fiber::Impl {
   char* memory = nullptr;
 #if defined(__x86_64__)
   void* inside = nullptr;
-  void* outside = nullptr;
 #else
-  ucontext_t inside{}, outside{};
-#endif
-#if defined(__SANITIZE_ADDRESS__)
-  const void* outside_stack = nullptr;
-  size_t outside_bytes = 0;
+  ucontext_t inside{};
 #endif
 };
+
+namespace {
+
+// Where fibers were entered from.
+#if defined(__x86_64__)
+void* outside = nullptr;
+#else
+ucontext_t outside{};
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+const void* outside_stack = nullptr;
+size_t outside_bytes = 0;
+bool entered = false;  // by `enter`, and not by another fiber
+
+/// Tells the sanitizer that a fiber runs; keeps the stack it was entered from.
+void arrive(void* fake) {
+  const void* stack = nullptr;
+  size_t bytes = 0;
+  __sanitizer_finish_switch_fiber(fake, &stack, &bytes);
+  if (!entered) return;
+  outside_stack = stack;
+  outside_bytes = bytes;
+  entered = false;
+}
+#endif
+
+}  // namespace
 
 Fiber::Fiber() : impl_(std::make_unique<Impl>()) {
   void* const memory = mmap(nullptr, kStackBytes + kGuardBytes, PROT_READ | PROT_WRITE,
@@ -94,7 +116,7 @@ void Fiber::start(Entry entry) {
 
 void Fiber::begin() {
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, &impl_->outside_stack, &impl_->outside_bytes);
+  arrive(nullptr);
 #endif
 }
 
@@ -102,12 +124,13 @@ void Fiber::enter() {
   Impl& self = *impl_;
 #if defined(__SANITIZE_ADDRESS__)
   void* fake = nullptr;
+  entered = true;
   __sanitizer_start_switch_fiber(&fake, self.memory + kGuardBytes, kStackBytes);
 #endif
 #if defined(__x86_64__)
-  llmctl_switch_stack(&self.outside, self.inside);
+  llmctl_switch_stack(&outside, self.inside);
 #else
-  swapcontext(&self.outside, &self.inside);
+  swapcontext(&outside, &self.inside);
 #endif
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
@@ -118,15 +141,31 @@ void Fiber::leave() {
   Impl& self = *impl_;
 #if defined(__SANITIZE_ADDRESS__)
   void* fake = nullptr;
-  __sanitizer_start_switch_fiber(&fake, self.outside_stack, self.outside_bytes);
+  __sanitizer_start_switch_fiber(&fake, outside_stack, outside_bytes);
 #endif
 #if defined(__x86_64__)
-  llmctl_switch_stack(&self.inside, self.outside);
+  llmctl_switch_stack(&self.inside, outside);
 #else
-  swapcontext(&self.inside, &self.outside);
+  swapcontext(&self.inside, &outside);
 #endif
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(fake, &self.outside_stack, &self.outside_bytes);
+  arrive(fake);
+#endif
+}
+
+void Fiber::pass_to(Fiber& other) {
+  Impl& self = *impl_;
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake = nullptr;
+  __sanitizer_start_switch_fiber(&fake, other.impl_->memory + kGuardBytes, kStackBytes);
+#endif
+#if defined(__x86_64__)
+  llmctl_switch_stack(&self.inside, other.impl_->inside);
+#else
+  swapcontext(&self.inside, &other.impl_->inside);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  arrive(fake);
 #endif
 }
 

@@ -6,7 +6,7 @@
 
 namespace llmctl::cuda_emulation {
 
-/// Runs `entry` on a stack of its own. Belongs to one host thread. `entry` must not return and not
+/// Runs `entry` on a stack of its own. One host thread at a time may use fibers. `entry` must not return and not
 /// throw: its first act is a call of begin, its last one of leave. Destroying or restarting a fiber
 /// forgets what its stack held; nothing on it is destroyed.
 class Fiber {
@@ -23,8 +23,10 @@ class Fiber {
   /// Runs the fiber until it leaves. Not to be called in a fiber.
   void enter();
   void begin();
-  /// Back to where this fiber was entered. To be called in the fiber.
+  /// Back to where a fiber was entered last. To be called in this fiber.
   void leave();
+  /// Goes on in `other`, which then leaves in place of this one. To be called in this fiber.
+  void pass_to(Fiber& other);
 
  private:
   struct Impl;
