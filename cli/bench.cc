@@ -10,6 +10,7 @@
 #include "cli/activations.h"
 #include "cli/bench_report.h"
 #include "cli/commands.h"
+#include "cli/device.h"
 #include "cli/flags.h"
 #include "cli/output.h"
 #include "formats/core/error.h"
@@ -21,6 +22,7 @@
 #include "reshard/model.h"
 #include "reshard/target.h"
 #include "runtime/bench.h"
+#include "runtime/cuda/back_end.h"
 
 namespace llmctl::cli {
 namespace {
@@ -33,6 +35,7 @@ struct BenchFlags {
   std::vector<std::string> compare;
   int64_t tp = 1, pp = 1, threads = 0, warmup = 1, rounds = 5, seed = 0;
   SourceFlags about_source;
+  DeviceFlags device;
   bool json = false;
 };
 
@@ -90,6 +93,8 @@ BenchReport measure(const BenchFlags& flags, const std::vector<runtime::BenchCas
   options.tp = static_cast<int>(flags.tp);
   options.pp = static_cast<int>(flags.pp);
   options.threads = static_cast<int>(flags.threads);
+  flags.device.apply(options, false);
+  const bool on_gpu = options.device == runtime::Device::kCuda;
   if (!flags.dtype.empty()) options.dtype = find_dtype(flags.dtype);
   if (!flags.kv_dtype.empty()) options.kv_dtype = find_dtype(flags.kv_dtype).value();
   const DType held = options.dtype.value_or(reshard::main_dtype(model));
@@ -132,11 +137,18 @@ BenchReport measure(const BenchFlags& flags, const std::vector<runtime::BenchCas
   report.machine = describe_machine();
 
   ThreadPool pool(static_cast<int>(report.threads));
-  report.peak_flops = runtime::measure_flops(pool);
+  std::unique_ptr<runtime::BandwidthProbe> probe;
+  if (on_gpu) {
+    report.device = runtime::cuda::device_name();
+    probe = runtime::cuda::make_probe(
+        runtime::cuda::place_ranks(options.tp * options.pp, options.share_device));
+  } else {
+    report.peak_flops = runtime::measure_flops(pool);
+  }
   // Larger than any cache, and little beside the memory there is.
   const uint64_t probe_bytes =
       std::clamp<uint64_t>(report.machine.memory_bytes / 16, uint64_t{64} << 20, uint64_t{1} << 30);
-  runtime::MemoryProbe probe(static_cast<size_t>(probe_bytes));
+  if (!on_gpu) probe = std::make_unique<runtime::MemoryProbe>(static_cast<size_t>(probe_bytes));
   runtime::BenchOptions bench;
   bench.warmup = flags.warmup;
   bench.rounds = flags.rounds;
@@ -148,7 +160,7 @@ BenchReport measure(const BenchFlags& flags, const std::vector<runtime::BenchCas
   std::vector<double> memory;
   for (const runtime::BenchCase& what : cases) {
     report.rows.push_back(
-        runtime::measure_case(engine, what, bench, report.pass_bytes, probe, pool, [&] {
+        runtime::measure_case(engine, what, bench, report.pass_bytes, *probe, pool, [&] {
           if (talks) draw_round(++done, total);
         }));
     memory.push_back(report.rows.back().memory_bytes_per_second);
@@ -218,6 +230,7 @@ Run add_bench(CLI::App& verb) {
       ->type_name("N,N,...");
   verb.add_option("--output-len", flags->output_lens, "Tokens to generate (default 8)")
       ->type_name("N,N,...");
+  flags->device.add(verb);
   add_choice(verb, "--dtype", flags->dtype, kDTypes,
              "Hold the matrices in this dtype (default: as stored)");
   add_choice(verb, "--kv-dtype", flags->kv_dtype, kDTypes,

@@ -284,8 +284,8 @@ std::string bench_html(const BenchReport& report) {
          "name=\"viewport\" content=\"width=device-width\">\n<title>" +
          escaped(title) + "</title>\n<style>" + kStyle + "</style>\n</head>\n<body>\n<h1>" +
          escaped(title) + "</h1>\n<div class=\"charts\">\n" + latency_chart(report) +
-         roofline_chart(report) + "</div>\n" + body_of(bench_markdown(report)) +
-         "</body>\n</html>\n";
+         (report.peak_flops > 0 ? roofline_chart(report) : "") + "</div>\n" +
+         body_of(bench_markdown(report)) + "</body>\n</html>\n";
 }
 
 }  // namespace llmctl::cli

@@ -59,6 +59,13 @@ constexpr std::array kColumns = {
     Column{"peak memory", [](const BenchRow& r) { return format_size(r.peak_bytes); }},
 };
 
+std::string compute_limit(const BenchReport& report) {
+  if (report.peak_flops <= 0) return "";
+  return " and computes " + fixed(report.peak_flops / kGiga, 0) + " GFLOP/s in F32 with " +
+         std::to_string(report.threads) + " threads" +
+         (report.could_round ? "; twice that with --activation-dtype bf16" : "");
+}
+
 std::vector<std::vector<std::string>> about(const BenchReport& report) {
   const std::string grid = report.tp * report.pp > 1 ? ", tp " + std::to_string(report.tp) +
                                                            ", pp " + std::to_string(report.pp)
@@ -71,11 +78,9 @@ std::vector<std::vector<std::string>> about(const BenchReport& report) {
                       " ms"},
       {"machine", report.machine.cpu + ", " + std::to_string(report.machine.cores) + " cores, " +
                       report.machine.isa + ", " + format_size(report.machine.memory_bytes) +
-                      " memory"},
-      {"limits", "reads " + fixed(report.memory_bytes_per_second / kGiga, 1) +
-                     " GB/s and computes " + fixed(report.peak_flops / kGiga, 0) +
-                     " GFLOP/s in F32 with " + std::to_string(report.threads) + " threads" +
-                     (report.could_round ? "; twice that with --activation-dtype bf16" : "")},
+                      " memory" + (report.device.empty() ? "" : "; computed by " + report.device)},
+      {"limits", "reads " + fixed(report.memory_bytes_per_second / kGiga, 1) + " GB/s" +
+                     compute_limit(report)},
       {"measured", std::to_string(report.rounds) + " rounds after " +
                        std::to_string(report.warmup) + " to warm up" + grid + ", llmctl " +
                        report.version},
@@ -231,6 +236,7 @@ Json bench_json(const BenchReport& report) {
                  {"memory_bytes", report.machine.memory_bytes}}},
                {"memory_bytes_per_second", report.memory_bytes_per_second},
                {"peak_flops", report.peak_flops},
+               {"device", report.device.empty() ? "cpu" : report.device},
                {"rows", Json::array()}};
   for (const BenchRow& row : report.rows) {
     json["rows"].push_back({{"batch_size", row.what.batch_size},

@@ -27,7 +27,9 @@ struct BenchReport {
   double flops_per_token = 0, load_ms = 0;
   int64_t tp = 1, pp = 1, threads = 1, warmup = 0, rounds = 0;
   BenchMachine machine;
-  double memory_bytes_per_second = 0, peak_flops = 0;
+  std::string device;  ///< the GPU that computed; empty: the CPU
+  double memory_bytes_per_second = 0;
+  double peak_flops = 0;  ///< 0: not measured (GPUs)
   /// Whether the processor would do this model twice as fast with BF16 activations.
   bool could_round = false;
   std::vector<runtime::BenchRow> rows;

@@ -93,7 +93,7 @@ double flops_per_token(const reshard::Model& model) {
 }
 
 BenchRow measure_case(Engine& engine, const BenchCase& what, const BenchOptions& options,
-                      uint64_t pass_bytes, MemoryProbe& probe, ThreadPool& pool,
+                      uint64_t pass_bytes, BandwidthProbe& probe, ThreadPool& pool,
                       const std::function<void()>& progress) {
   BenchRow row;
   row.what = what;
@@ -152,7 +152,7 @@ BenchRow measure_case(Engine& engine, const BenchCase& what, const BenchOptions&
   // Every pass of decoding reads the weights once for the whole batch.
   row.decode_bytes_per_second = median(std::move(pass_rate)) * static_cast<double>(pass_bytes);
   const uint64_t peak = peak_bytes();
-  row.peak_bytes = peak - std::min<uint64_t>(peak, probe.size_bytes());
+  row.peak_bytes = peak - std::min<uint64_t>(peak, probe.host_bytes());
   return row;
 }
 

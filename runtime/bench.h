@@ -54,7 +54,7 @@ double flops_per_token(const reshard::Model& model);
 /// Throws what Engine::generate throws, before running for a case beyond the model's positions.
 /// `progress` is called before every round; may be empty.
 BenchRow measure_case(Engine& engine, const BenchCase& what, const BenchOptions& options,
-                      uint64_t pass_bytes, MemoryProbe& probe, ThreadPool& pool,
+                      uint64_t pass_bytes, BandwidthProbe& probe, ThreadPool& pool,
                       const std::function<void()>& progress = {});
 
 }  // namespace llmctl::runtime

@@ -8,20 +8,29 @@
 
 namespace llmctl::runtime {
 
-/// A large buffer that is read over and over. Not thread-safe.
-class MemoryProbe {
+/// Memory that is read over and over. Not thread-safe.
+class BandwidthProbe {
+ public:
+  virtual ~BandwidthProbe() = default;
+  /// Of this process's memory, what the probe takes.
+  virtual size_t host_bytes() const = 0;
+  /// Bytes per second of one pass over the memory.
+  virtual double read_once(ThreadPool& pool) = 0;
+};
+
+/// A large buffer in the machine's memory.
+class MemoryProbe final : public BandwidthProbe {
  public:
   /// Takes and touches the memory, in huge pages where the system has them. Throws kEnvironment
   /// when there is none.
   explicit MemoryProbe(size_t bytes);
-  ~MemoryProbe();
+  ~MemoryProbe() override;
   MemoryProbe(const MemoryProbe&) = delete;
   MemoryProbe& operator=(const MemoryProbe&) = delete;
 
-  size_t size_bytes() const { return size_; }
-  /// Bytes per second of one pass over the buffer: each thread reads an equal share in order, with
-  /// eight accumulators and no prefetch.
-  double read_once(ThreadPool& pool);
+  size_t host_bytes() const override { return size_; }
+  /// Each thread reads an equal share in order, with eight accumulators and no prefetch.
+  double read_once(ThreadPool& pool) override;
 
  private:
   std::byte* data_ = nullptr;

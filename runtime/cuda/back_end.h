@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "formats/core/dtype.h"
@@ -12,6 +13,7 @@
 #include "formats/core/thread_pool.h"
 #include "reshard/load.h"
 #include "reshard/model.h"
+#include "runtime/memory_probe.h"
 #include "runtime/parallel.h"
 #include "runtime/rank_model.h"
 
@@ -54,5 +56,11 @@ std::unique_ptr<RankModel> make_model(const ModelConfig& config, const RankPlace
                                       reshard::RankWeights weights, ThreadPool& pool,
                                       const Placement& placement, int local_rank,
                                       const ModelOptions& options);
+
+/// Name and memory of the first device. Throws what count_devices throws.
+std::string device_name();
+
+/// Reads the first device's memory; says what `placement.num_devices` alike read together.
+std::unique_ptr<BandwidthProbe> make_probe(const Placement& placement);
 
 }  // namespace llmctl::runtime::cuda

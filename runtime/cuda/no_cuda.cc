@@ -22,4 +22,8 @@ std::unique_ptr<RankModel> make_model(const ModelConfig&, const RankPlace&, resh
   throw *find_problem();
 }
 
+std::string device_name() { throw *find_problem(); }
+
+std::unique_ptr<BandwidthProbe> make_probe(const Placement&) { throw *find_problem(); }
+
 }  // namespace llmctl::runtime::cuda

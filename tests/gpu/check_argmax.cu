@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/cuda/argmax.h"
+#include "kernels/cuda/read_memory.h"
 #include "tests/gpu/checker.h"
 
 namespace llmctl::gpu {
@@ -53,6 +54,24 @@ void check_argmax(const Checker& c) {
       }
       c.report.check_true("argmax " + dtype_word(dtype) + " n " + std::to_string(n), right);
     }
+  }
+
+  for (const size_t bytes : {size_t{16}, size_t{16} * 1001, size_t{1} << 20}) {
+    const std::vector<float> values = random_values(static_cast<int64_t>(bytes / 4), 1.0F, 99);
+    const Tensor data = make_tensor(values, DType::F32, s);
+    const Buffer sums(cuda::kReadSums * 4);
+    sums.poison(s);
+    cuda::read_memory(sums.as<uint32_t>(), data.data(), bytes, c.stream);
+    const auto all_words = [](const std::vector<uint8_t>& raw) {
+      uint32_t sum = 0, word = 0;
+      for (size_t i = 0; i < raw.size(); i += 4) {
+        std::memcpy(&word, raw.data() + i, 4);
+        sum ^= word;
+      }
+      return sum;
+    };
+    c.report.check_true("read_memory reads every word of " + std::to_string(bytes) + " bytes once",
+                        all_words(sums.download(s)) == all_words(data.raw));
   }
 }
 
