@@ -526,14 +526,6 @@ void DeviceDecoder::compute(const Step& step, const RankComm& comm) {
   if (num_tokens_ > max_tokens_) throw Error(ErrorCode::kInternal, "a step of too many tokens");
   use_device();
   arrays_.fill(step, rope_ ? &*rope_ : nullptr, stream_);
-  if (arrays_.num_singles > 0) {
-    // The counters at its front must be zero, and another number of sequences puts other things
-    // there.
-    LLMCTL_CUDA_CHECK(cudaMemsetAsync(
-        attention_scratch_.data(), 0,
-        static_cast<size_t>(arrays_.num_singles * sizes_.local_heads) * sizeof(int32_t),
-        stream_.get()));
-  }
   if (place_.is_first_stage()) {
     embed(step, comm);
   } else {
@@ -543,7 +535,46 @@ void DeviceDecoder::compute(const Step& step, const RankComm& comm) {
     copy_to_device(x_, boundary_.data(), bytes, stream_);
     boundary_done_.record(stream_);
   }
+  run_or_replay(comm);
+}
+
+void DeviceDecoder::run_layers(const RankComm& comm) {
+  if (arrays_.num_singles > 0) {
+    // The counters at its front must be zero, and another number of sequences puts other things
+    // there.
+    LLMCTL_CUDA_CHECK(cudaMemsetAsync(
+        attention_scratch_.data(), 0,
+        static_cast<size_t>(arrays_.num_singles * sizes_.local_heads) * sizeof(int32_t),
+        stream_.get()));
+  }
   for (int64_t l = 0; l < static_cast<int64_t>(layers_.size()); ++l) run_layer(l, comm);
+}
+
+void DeviceDecoder::run_or_replay(const RankComm& comm) {
+  // Ranks that split layers exchange through the host, which no graph holds.
+  if (place_.tp > 1 || layers_.empty() || arrays_.num_singles < num_tokens_) {
+    return run_layers(comm);
+  }
+  const GraphKey key{num_tokens_, arrays_.table_stride, arrays_.generation, cache_.layer(0).pool,
+                     cache_.capacity_pages()};
+  const auto found = std::find_if(graphs_.begin(), graphs_.end(),
+                                  [&](const RecordedGraph& g) { return g.key == key; });
+  if (found != graphs_.end()) {
+    found->graph.launch(stream_);
+    std::rotate(found, found + 1, graphs_.end());
+    return;
+  }
+  // Recording costs several passes: only what comes a second time is worth it.
+  if (!(key == last_key_)) {
+    last_key_ = key;
+    return run_layers(comm);
+  }
+  if (graphs_.size() == kMaxGraphs) {
+    stream_.synchronize();
+    graphs_.erase(graphs_.begin());
+  }
+  graphs_.push_back({key, Graph(stream_, [&] { run_layers(comm); })});
+  graphs_.back().graph.launch(stream_);
 }
 
 void DeviceDecoder::hand_over(const RankComm& comm) {

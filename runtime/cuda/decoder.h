@@ -88,6 +88,9 @@ class DeviceDecoder final : public RankModel {
   void allocate(int64_t max_tokens);
   void use_device() const;
 
+  void run_layers(const RankComm& comm);
+  /// run_layers, or for passes that add one token to each sequence the graph of it.
+  void run_or_replay(const RankComm& comm);
   void embed(const Step& step, const RankComm& comm);
   void run_layer(int64_t layer, const RankComm& comm);
   void attend(const Input& input, int64_t layer, const RankComm& comm);
@@ -122,6 +125,23 @@ class DeviceDecoder final : public RankModel {
   std::vector<Layer> layers_;
   const float* slopes_ = nullptr;
   const int32_t* row_numbers_ = nullptr;  // 0, 1, 2 ...
+
+  /// What a graph of the layers has been recorded for.
+  struct GraphKey {
+    int64_t num_tokens = 0, table_stride = 0, generation = 0;
+    // Of the cache, whose layers lie capacity_pages apart.
+    const void* pool = nullptr;
+    int64_t capacity_pages = 0;
+
+    bool operator==(const GraphKey&) const = default;
+  };
+  struct RecordedGraph {
+    GraphKey key;
+    Graph graph;
+  };
+  static constexpr size_t kMaxGraphs = 64;
+  std::vector<RecordedGraph> graphs_;  // the ones used last, oldest first
+  GraphKey last_key_;
 
   // Scratch of one pass; sizes in allocate().
   int64_t max_tokens_ = 0, num_tokens_ = 0;

@@ -24,6 +24,7 @@ class DeviceKvCache final : public PagedCache {
   uint64_t page_bytes() const override;
   uint64_t free_bytes() const override;
 
+  /// Valid until the next reset that makes more room.
   kernels::cuda::DevicePagedKv layer(int64_t layer) const;
 
  private:

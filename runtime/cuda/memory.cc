@@ -45,6 +45,29 @@ void Event::record(const Stream& stream) const {
 }
 void Event::synchronize() const { LLMCTL_CUDA_CHECK(cudaEventSynchronize(handle_)); }
 
+Graph::Graph(const Stream& stream, const std::function<void()>& record) {
+  // Other threads, which have ranks of their own, may allocate meanwhile.
+  LLMCTL_CUDA_CHECK(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal));
+  cudaGraph_t graph = nullptr;
+  try {
+    record();
+  } catch (...) {
+    cudaStreamEndCapture(stream.get(), &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    throw;
+  }
+  LLMCTL_CUDA_CHECK(cudaStreamEndCapture(stream.get(), &graph));
+  const cudaError_t status = cudaGraphInstantiate(&exec_, graph, 0);
+  cudaGraphDestroy(graph);
+  LLMCTL_CUDA_CHECK(status);
+}
+Graph::~Graph() {
+  if (exec_ != nullptr) cudaGraphExecDestroy(exec_);
+}
+void Graph::launch(const Stream& stream) const {
+  LLMCTL_CUDA_CHECK(cudaGraphLaunch(exec_, stream.get()));
+}
+
 void copy_to_device(void* to, const void* from, size_t bytes, const Stream& stream) {
   if (bytes == 0) return;
   LLMCTL_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream.get()));

@@ -1,10 +1,11 @@
-// Owners of CUDA's things: device memory, pinned host memory, streams, events.
+// Owners of CUDA's things: device memory, pinned host memory, streams, events, graphs.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <utility>
 
 namespace llmctl::runtime::cuda {
@@ -89,6 +90,24 @@ class Event {
 
  private:
   cudaEvent_t handle_ = nullptr;
+};
+
+/// Work of a stream that is recorded once and enqueued again as a whole. Move-only.
+class Graph {
+ public:
+  Graph() = default;
+  /// Records what `record` enqueues on `stream`, which does not run.
+  Graph(const Stream& stream, const std::function<void()>& record);
+  ~Graph();
+  Graph(Graph&& other) noexcept : exec_(std::exchange(other.exec_, nullptr)) {}
+  Graph& operator=(Graph&& other) noexcept {
+    std::swap(exec_, other.exec_);
+    return *this;
+  }
+  void launch(const Stream& stream) const;
+
+ private:
+  cudaGraphExec_t exec_ = nullptr;
 };
 
 void copy_to_device(void* to, const void* from, size_t bytes, const Stream& stream);

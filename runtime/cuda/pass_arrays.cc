@@ -1,6 +1,7 @@
 #include "runtime/cuda/pass_arrays.h"
 
 #include <algorithm>
+#include <bit>
 #include <type_traits>
 #include <vector>
 
@@ -43,7 +44,8 @@ void PassArrays::fill(const Step& step, Rope* rope, const Stream& stream) {
     last_position = std::max<int64_t>(
         last_position, step.positions[static_cast<size_t>(run.first_row + run.num_tokens - 1)]);
   }
-  table_stride = last_position / page_size_ + 1;
+  table_stride =
+      static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(last_position / page_size_ + 1)));
 
   const size_t words =
       3 * tokens + 2 * tokens * pairs + cut.size() * (4 + static_cast<size_t>(table_stride));
@@ -54,6 +56,7 @@ void PassArrays::fill(const Step& step, Rope* rope, const Stream& stream) {
     stream.synchronize();
     device_ = {};
     device_ = DeviceMemory(2 * words * 4);
+    ++generation;
   }
   size_t used = 0;
   const auto place = [&](auto& on_device, size_t count) {

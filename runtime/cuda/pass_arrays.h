@@ -23,7 +23,10 @@ class PassArrays {
 
   int64_t num_runs = 0, num_singles = 0;
   int64_t max_run = 0;  ///< tokens of the longest run behind the singles
+  /// Pages of the longest sequence, rounded up to a power of two: as long as it and the number of
+  /// tokens stay, so do the pointers of passes of singles, unless `generation` has changed.
   int64_t table_stride = 0;
+  int64_t generation = 0;  ///< counts the memory that the pointers have pointed to
 
   // On the device, an entry per token:
   const int32_t* ids = nullptr;

@@ -183,6 +183,26 @@ TEST_CASE("cuda emulation: trained models write the CPU's ids on every grid and 
   }
 }
 
+TEST_CASE("cuda emulation: decode steps are replayed as graphs and go on as without") {
+  const auto model = reshard::open_model(test::source_root() / "samples" / "llama-stories");
+  // 20 tokens: over the end of a page, which gives the pass's arrays another layout.
+  const GenerateRequest request = greedy(some_ids(5), 20);
+  std::vector<int32_t> want;
+  for (const auto& [tp, pp] : {std::pair{1, 1}, {2, 1}, {1, 2}}) {
+    CAPTURE(tp);
+    CAPTURE(pp);
+    const uint64_t before = cuda_emulation::num_graph_launches();
+    Engine engine(model, on(Device::kCuda, tp, pp));
+    const auto ids = generate(engine, {request}).front();
+    CHECK(ids.size() == 20);
+    if (want.empty()) want = ids;
+    CHECK(ids == want);
+    const auto replayed = static_cast<int64_t>(cuda_emulation::num_graph_launches() - before);
+    // All passes but each layout's first, on each stage. With tp the host takes part in a pass.
+    CHECK(replayed == (tp > 1 ? 0 : pp * (19 - 2)));
+  }
+}
+
 TEST_CASE("cuda emulation: sampling and beams run on the device's logits") {
   const auto model = reshard::open_model(test::golden("families/llama"));
   GenerateRequest drawn = greedy(some_ids(9), 10), beams = greedy(some_ids(5), 8);

@@ -19,6 +19,8 @@ void set_settings(const Settings& settings);
 
 /// Kernels run so far.
 uint64_t num_launches();
+/// Graphs launched so far.
+uint64_t num_graph_launches();
 /// Device memory held now, of all devices.
 size_t bytes_in_use();
 

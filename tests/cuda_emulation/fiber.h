@@ -6,9 +6,9 @@
 
 namespace llmctl::cuda_emulation {
 
-/// Runs `entry` on a stack of its own. One host thread at a time may use fibers. `entry` must not return and not
-/// throw: its first act is a call of begin, its last one of leave. Destroying or restarting a fiber
-/// forgets what its stack held; nothing on it is destroyed.
+/// Runs `entry` on a stack of its own. One host thread at a time may use fibers. `entry` must not
+/// return and not throw: its first act is a call of begin, its last one of leave. Destroying or
+/// restarting a fiber forgets what its stack held; nothing on it is destroyed.
 class Fiber {
  public:
   using Entry = void (*)();

@@ -50,7 +50,7 @@ struct Device {
   std::map<int, size_t> used;
   cudaError_t last_error = cudaSuccess;
   cudaError_t sticky = cudaSuccess;
-  uint64_t launches = 0;
+  uint64_t launches = 0, graph_launches = 0;
 };
 
 Device& device() {
@@ -135,6 +135,10 @@ void set_settings(const Settings& settings) {
 uint64_t num_launches() {
   const auto guard = lock();
   return device().launches;
+}
+uint64_t num_graph_launches() {
+  const auto guard = lock();
+  return device().graph_launches;
 }
 size_t bytes_in_use() {
   const auto guard = lock();
@@ -412,6 +416,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   const auto guard = lock();
+  ++device().graph_launches;
   for (const Work& work : exec->work) {
     if (const cudaError_t status = enqueue(stream, work); status != cudaSuccess) return status;
   }
