@@ -98,6 +98,27 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads)
+    add_bias_kernel(void* y, DType dtype, const float* bias, int64_t n, bool activated,
+                    ActivationOp op) {
+  trigger_dependents();
+  wait_for_predecessor();
+  const int64_t pieces = n / kWidth;
+  const int64_t row = blockIdx.y;
+  const int64_t piece = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (piece >= pieces) return;
+  float e[kWidth], b[kWidth] = {};
+  load_piece<kWidth>(y, dtype, row * pieces + piece, e);
+  if (bias != nullptr) load_piece<kWidth>(bias, DType::F32, piece, b);
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) {
+    e[j] += b[j];
+    if (activated) e[j] = activate(e[j], op);
+  }
+  store_piece<kWidth>(y, dtype, row * pieces + piece, e);
+}
+
+template <int kWidth>
+__global__ void __launch_bounds__(kThreads)
     convert_kernel(void* y, DType y_dtype, const void* x, DType x_dtype, int64_t pieces) {
   trigger_dependents();
   wait_for_predecessor();
@@ -162,6 +183,18 @@ void add(float* x, const void* y, DType y_dtype, int64_t count, const LaunchStre
   const int64_t pieces = vectors ? count / 8 : count;
   launch(vectors ? add_kernel<8> : add_kernel<1>, blocks_for(pieces, stream.num_sms * 16), kThreads,
          0, stream, x, y, y_dtype, pieces);
+}
+
+void add_bias(void* y, DType dtype, const float* bias, int64_t num_tokens, int64_t n,
+              bool activated, ActivationOp op, const LaunchStream& stream) {
+  const ProfileRange range("add_bias");
+  require(is_device_float(dtype), "add_bias", "tensors are F32, F16 or BF16");
+  require(num_tokens <= 65535, "add_bias", "at most 65535 tokens per call");
+  if (num_tokens == 0 || n == 0 || (bias == nullptr && !activated)) return;
+  const bool vectors = n % 8 == 0 && is_aligned(y, 16) && is_aligned(bias, 16);
+  const dim3 grid(blocks_for(vectors ? n / 8 : n, INT32_MAX), static_cast<unsigned>(num_tokens));
+  launch(vectors ? add_bias_kernel<8> : add_bias_kernel<1>, grid, kThreads, 0, stream, y, dtype,
+         bias, n, activated, op);
 }
 
 void convert(void* y, DType y_dtype, const void* x, DType x_dtype, int64_t count,

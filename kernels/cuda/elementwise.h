@@ -39,6 +39,12 @@ void gated_activation(void* y,              // (num_tokens, n)
 /// x += y for F32 x and y of any float dtype. Bound: bytes.
 void add(float* x, const void* y, DType y_dtype, int64_t count, const LaunchStream& stream);
 
+/// y[t][i] = act(y[t][i] + bias[i]), computed in F32; `bias` may be null, and there may be no
+/// activation. Bound: bytes.
+void add_bias(void* y,  // (num_tokens, n), F32, F16 or BF16
+              DType dtype, const float* bias, int64_t num_tokens, int64_t n, bool activated,
+              ActivationOp op, const LaunchStream& stream);
+
 /// y = x, rounded to the dtype of y. Bound: bytes.
 void convert(void* y, DType y_dtype, const void* x, DType x_dtype, int64_t count,
              const LaunchStream& stream);

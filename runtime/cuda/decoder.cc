@@ -107,7 +107,8 @@ uint64_t device_scratch_bytes(const ModelConfig& config, const RankPlace& place,
   if (place.tp > 1) per_token += 4 * std::max(s.local_hidden, s.padded_ffn);
   const int64_t logits = RankModel::kMaxLogitRows * (8 * s.hidden + 4 * s.local_vocab);
   constexpr int64_t kAttention = int64_t{32} << 20;  // partial results and block tables, about
-  return static_cast<uint64_t>(per_token * max_tokens + logits + kAttention);
+  return static_cast<uint64_t>(per_token * max_tokens + logits + kAttention) +
+         Blas::kWorkspaceBytes;
 }
 
 DeviceDecoder::DeviceDecoder(const ModelConfig& config, const RankPlace& place,
@@ -122,6 +123,7 @@ DeviceDecoder::DeviceDecoder(const ModelConfig& config, const RankPlace& place,
       cache_(device, num_devices, place.end_layer - place.first_layer, sizes_.kv_heads,
              sizes_.padded_dim, options.page_size, dtype, stream_),
       store_(dtype, stream_, pool),
+      blas_(Blas::open()),
       arrays_(options.page_size) {
   if (config.position == PositionKind::kRotary) rope_.emplace(config);
   bind_weights(weights);
@@ -299,11 +301,14 @@ void DeviceDecoder::multiply(void* y, DType y_dtype, const DeviceMatrix& matrix,
     args.norm_bias = input.norm->bias_16bit;
     args.norm_eps = static_cast<float>(config_.norm_eps);
   }
-  if (num_tokens <= ops::kMaxLinearTokens) {
-    ops::linear(y, y_dtype, args, launch_);
-  } else {
-    ops::tiled_linear(y, y_dtype, args, launch_);
+  if (num_tokens <= ops::kMaxLinearTokens) return ops::linear(y, y_dtype, args, launch_);
+  const bool accumulates = finish.residual != nullptr;  // and then it is y
+  if (blas_ != nullptr && blas_->multiply(y, y_dtype, input.x, matrix.data, dtype_, num_tokens,
+                                          matrix.rows, matrix.columns, accumulates, stream_)) {
+    return ops::add_bias(y, y_dtype, matrix.bias, num_tokens, matrix.rows, finish.activated,
+                         args.activation, launch_);
   }
+  ops::tiled_linear(y, y_dtype, args, launch_);
 }
 
 const char* DeviceDecoder::gather_on_host(const void* local, size_t bytes, const RankComm& comm) {

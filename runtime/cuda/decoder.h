@@ -11,6 +11,7 @@
 #include "reshard/load.h"
 #include "reshard/model_config.h"
 #include "runtime/cuda/back_end.h"
+#include "runtime/cuda/blas.h"
 #include "runtime/cuda/kv_cache.h"
 #include "runtime/cuda/memory.h"
 #include "runtime/cuda/pass_arrays.h"
@@ -117,6 +118,7 @@ class DeviceDecoder final : public RankModel {
   kernels::cuda::LaunchStream launch_;
   DeviceKvCache cache_;
   WeightStore store_;
+  std::unique_ptr<Blas> blas_;  // null where there is no library
   std::optional<Rope> rope_;
   PassArrays arrays_;
 

@@ -127,10 +127,14 @@ void copy_rows(void* to, size_t to_pitch, const void* from, size_t from_pitch, s
 
 namespace llmctl::cuda_emulation {
 
-void set_settings(const Settings& settings) {
+void set_settings(const Settings& wanted) {
   const auto guard = lock();
-  device().settings = settings;
+  device().settings = wanted;
   device().last_error = device().sticky = cudaSuccess;
+}
+Settings settings() {
+  const auto guard = lock();
+  return device().settings;
 }
 uint64_t num_launches() {
   const auto guard = lock();

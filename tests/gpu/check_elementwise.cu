@@ -84,6 +84,21 @@ void check_elementwise(const Checker& c) {
             cuda::add(static_cast<float*>(to), y.data(), dtype, 7 * width, c.stream);
           },
           &x);
+      const std::vector<float> bias = random_values(width, 1.0F, ++seed);
+      const Tensor bias_device = make_tensor(bias, DType::F32, s);
+      std::vector<float> biased = y.values;
+      for (size_t i = 0; i < biased.size(); ++i) {
+        biased[i] += bias[i % static_cast<size_t>(width)];
+      }
+      reference::activation(biased.data(), static_cast<int64_t>(biased.size()),
+                            kernels::ActivationOp::kGelu);
+      c.run("add_bias gelu " + dtype_word(dtype) + " width " + std::to_string(width), dtype, biased,
+            bound_with_activation(dtype), [&](void* to) {
+              LLMCTL_CUDA_CHECK(
+                  cudaMemcpyAsync(to, y.data(), y.raw.size(), cudaMemcpyDeviceToDevice, s));
+              cuda::add_bias(to, dtype, bias_device.buffer.as<float>(), 7, width, true,
+                             kernels::ActivationOp::kGelu, c.stream);
+            });
       // Rounding to nearest, as the host rounds.
       c.run("convert F32 to " + dtype_word(dtype) + " width " + std::to_string(width), dtype,
             make_tensor(x, dtype, s).values, 0, [&](void* to) {
