@@ -257,6 +257,7 @@ class ConfigReader {
   MegatronDescription read(bool keep_vocab_padding) {
     read_version();
     read_sizes();
+    check_stages();
     read_positions();
     read_kinds();
     choose_family();
@@ -303,6 +304,11 @@ class ConfigReader {
                   "if the tensors are right, give --set " + arg + "=" + files_say);
   }
 
+  [[noreturn]] void refuse_heads(int64_t heads, const std::string& why) const {
+    throw_invalid(where_, "args.num_attention_heads is " + std::to_string(heads) + ", " + why,
+                  "give the true number: --set num_attention_heads=N");
+  }
+
   void read_version() {
     version_ = info_.checkpoint_version;
     if (const auto version = args_.find_float("checkpoint_version")) version_ = *version;
@@ -336,8 +342,7 @@ class ConfigReader {
     c_.num_attention_heads = *heads;
     const int64_t width = matrix(layer + "self_attention.dense.weight")[1] * tp;
     if (*heads < 1 || width % *heads != 0) {
-      refuse_contradiction("num_attention_heads", std::to_string(*heads),
-                           "an attention of width " + std::to_string(width));
+      refuse_heads(*heads, "which does not divide the attention's width " + std::to_string(width));
     }
     c_.head_dim = width / *heads;
     if (const auto channels = args_.find_int("kv_channels"); channels && *channels != c_.head_dim) {
@@ -356,9 +361,10 @@ class ConfigReader {
         matrix("language_model.encoder.layers.{l}.self_attention.query_key_value.weight")[0] * tp;
     const int64_t both = rows - width;
     if (both < 2 * c_.head_dim || both % (2 * c_.head_dim) != 0) {
-      refuse_contradiction("num_attention_heads", std::to_string(*heads),
-                           std::to_string(rows) + " rows of query, key and value, of which " +
-                               std::to_string(width) + " are queries");
+      refuse_heads(*heads, "but of the " + std::to_string(rows) + " rows of query, key and value " +
+                               std::to_string(width) +
+                               " are queries, and the others are no key and value heads of width " +
+                               std::to_string(c_.head_dim));
     }
     c_.num_key_value_heads = both / (2 * c_.head_dim);
     const auto groups = args_.find_int("num_query_groups");
@@ -569,7 +575,8 @@ class ConfigReader {
     }
   }
 
-  void check_args() const {
+  /// Before anything is concluded from tensors that the last stage would have.
+  void check_stages() const {
     const auto stages = args_.find_int("pipeline_model_parallel_size");
     const auto layers = args_.find_int("num_layers");
     if (stages && *stages > checkpoint_.pipeline_parallel_size && layers &&
@@ -579,8 +586,11 @@ class ConfigReader {
                         std::to_string(*layers) + " layers, and there are " +
                         std::to_string(checkpoint_.pipeline_parallel_size) + " and " +
                         std::to_string(c_.num_hidden_layers),
-                    "the last stages are missing; fetch them again");
+                    "the files of the last stages are missing; fetch them again");
     }
+  }
+
+  void check_args() const {
     check("hidden_size", c_.hidden_size);
     check("num_layers", c_.num_hidden_layers);
     check("ffn_hidden_size", c_.intermediate_size);
@@ -724,7 +734,7 @@ Plan plan_megatron(const Model& model, const MegatronTarget& target,
         sizes += (sizes.empty() ? "" : ", ") + std::to_string(tp);
       }
     }
-    throw_usage("tensor-parallel size " + std::to_string(target.tp),
+    throw_usage("--tp " + std::to_string(target.tp),
                 "the " + std::to_string(config.num_key_value_heads) +
                     " key-value heads cannot be shared by so many ranks",
                 "use one of " + sizes);
