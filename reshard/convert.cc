@@ -66,9 +66,11 @@ struct Conversion::State {
     const bool ft = options.format == "ft";
     const bool has_stages = options.format == "megatron" || options.format == "export";
     if (!has_stages && (options.pp != 1 || options.virtual_pp != 1)) {
-      throw_usage("--pp " + std::to_string(options.pp),
+      const bool is_virtual = options.pp == 1;
+      const std::string flag = is_virtual ? "--virtual-pp" : "--pp";
+      throw_usage(flag + " " + std::to_string(is_virtual ? options.virtual_pp : options.pp),
                   "only Megatron's layout is split over pipeline stages",
-                  "leave --pp out, or give --to megatron");
+                  "leave " + flag + " out, or give --to megatron");
     }
     if (options.format == "hf" && options.tp != 1) {
       throw_usage("--tp " + std::to_string(options.tp),

@@ -69,6 +69,12 @@ std::optional<uint64_t> available_memory() {
 
 void check_destination(const fs::path& target, uint64_t bytes) {
   const fs::path parent = existing_parent(target);
+  std::error_code ec;
+  if (const auto status = fs::status(parent, ec); fs::exists(status) && !fs::is_directory(status)) {
+    throw Error(ErrorCode::kEnvironment,
+                "is no directory, and " + target.string() + " would lie below it", parent.string(),
+                "choose another destination");
+  }
   if (::access(parent.c_str(), W_OK | X_OK) != 0 && (errno == EACCES || errno == EROFS)) {
     const bool read_only = errno == EROFS;
     throw Error(ErrorCode::kEnvironment,
