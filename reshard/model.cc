@@ -389,23 +389,29 @@ class ModelBuilder {
     }
   }
 
+  /// A name is only a misspelling of one that is not there, and of one that it is close to.
   [[noreturn]] void refuse_unknown(const StoredTensor& tensor) const {
     std::string nearest;
-    size_t best = 8;
     const NormalName name = normalise(tensor.name);
+    size_t best = 1 + std::min<size_t>(7, name.text.size() / 8);
     if (name.text.size() < 200) {
       for (const auto& [text, rules] : by_name_) {
         const size_t d = distance(name.text, text);
-        if (d < best) {
-          best = d;
-          nearest = with_layer(text, std::max<int64_t>(name.layer, 0));
+        if (d >= best) continue;
+        const std::string candidate = with_layer(text, std::max<int64_t>(name.layer, 0));
+        const auto& tensors = model_.checkpoint_.tensors;
+        if (std::any_of(tensors.begin(), tensors.end(),
+                        [&](const StoredTensor& other) { return other.name == candidate; })) {
+          continue;
         }
+        best = d;
+        nearest = candidate;
       }
     }
     throw_invalid(where_,
                   stored_name(tensor) + " is not part of the " + std::string(model_.family_->name) +
                       " family",
-                  nearest.empty() ? "describe other models with --family-file"
+                  nearest.empty() ? "remove it, or describe other models with --family-file"
                                   : "did you mean '" + nearest + "'?");
   }
 
