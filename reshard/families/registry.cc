@@ -57,7 +57,8 @@ void complete_rope_scaling(ModelConfig& c, const ordered_json* factor, const std
   }
 }
 
-void read_rope(ModelConfig& c, const ordered_json& json, const std::string& where) {
+void read_rope(const Family& family, ModelConfig& c, const ordered_json& json,
+               const std::string& where) {
   const ordered_json* parameters = find_value(json, {"rope_parameters"});
   const ordered_json* scaling = find_value(json, {"rope_scaling"});
   if (parameters == nullptr && scaling == nullptr) return;
@@ -74,8 +75,16 @@ void read_rope(ModelConfig& c, const ordered_json& json, const std::string& wher
     c.rope_theta = theta->get<double>();
   }
   const auto* fraction = find_value(*parameters, {"partial_rotary_factor"});
-  if (fraction && fraction->is_number() && c.head_dim > 0) {
+  if (fraction == nullptr || !fraction->is_number() || c.head_dim <= 0) return;
+  // Families of transformers whose code turns whole heads.
+  static constexpr std::array<std::string_view, 4> kWhole = {"llama", "mistral", "qwen2", "yuan"};
+  if (!contains(kWhole, std::string(family.name))) {
     set_rotary_fraction(c, c.head_dim, fraction->get<double>(), where);
+  } else if (c.rope_scaling.kind != "default" && fraction->get<double>() != 1.0) {
+    // With the default rope transformers does not look at the key; with a scaled one it computes
+    // angles for a part of the head and fails to apply them.
+    throw_invalid(where, "partial_rotary_factor beside a scaled rope is not known of this family",
+                  "remove it from rope_parameters");
   }
 }
 
@@ -196,7 +205,7 @@ ModelConfig read_config(const Family& family, const ordered_json& json, const st
     if (name.starts_with("torch.")) name = name.substr(6);
     if (const auto found = find_dtype(name)) c.dtype = *found;
   }
-  if (c.position == PositionKind::kRotary) read_rope(c, json, where);
+  if (c.position == PositionKind::kRotary) read_rope(family, c, json, where);
   if (family.read_rest != nullptr) family.read_rest(c, json, where);
   for (const FieldSetting& setting : family.settings) {
     set_field_text(c, *find_config_field(setting.field), std::string(setting.text), where);

@@ -390,6 +390,25 @@ TEST_CASE("families: rope scaling is completed as transformers does") {
   CHECK(read(R"({"rope_type": "yarn", "factor": 2.0})").factor == 2.0);
 }
 
+TEST_CASE("families: part of a head turns only where transformers turns a part") {
+  const auto rotary_dim = [](const char* family, const char* rope) {
+    const auto json = nlohmann::ordered_json::parse(
+        std::string(
+            R"({"hidden_size":64,"num_attention_heads":4,"num_key_value_heads":4,"rope_parameters":)") +
+        rope + "}");
+    return read_config(*find_family_by_name(family), json, "config.json").rotary_dim;
+  };
+  const char* const half = R"({"rope_type":"default","partial_rotary_factor":0.5})";
+  CHECK(rotary_dim("gpt_neox", half) == 8);
+  for (const char* family : {"llama", "mistral", "qwen2"}) {
+    CAPTURE(family);
+    CHECK(rotary_dim(family, half) == 16);
+    CHECK_THROWS_WITH_AS(
+        rotary_dim(family, R"({"rope_type":"linear","factor":2,"partial_rotary_factor":0.5})"),
+        doctest::Contains("partial_rotary_factor"), Error);
+  }
+}
+
 TEST_CASE("families: GPT-2 and GPT-J take the general names of their sizes") {
   for (const char* name : {"gpt2", "gptj"}) {
     CAPTURE(name);
