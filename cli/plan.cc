@@ -13,6 +13,7 @@
 #include "formats/core/error.h"
 #include "formats/registry.h"
 #include "reshard/disk_probe.h"
+#include "reshard/model.h"
 
 namespace llmctl::cli {
 namespace {
@@ -149,6 +150,8 @@ ExitCode run_plan(const PlanFlags& flags) {
   const reshard::ConvertOptions options = resolve(flags);
   const reshard::Conversion conversion(options);
   for (const std::string& note : conversion.notes()) print_note(note);
+  // As the job itself would, before it writes.
+  reshard::check_replicas(conversion.model());
   const Estimate result = estimate(conversion, options, !flags.no_probe);
   flags.json ? print_as_json(conversion, result) : print_table(conversion, result, flags);
   return ExitCode::kDone;
