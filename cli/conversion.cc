@@ -97,7 +97,7 @@ void WriteFlags::resolve(reshard::ConvertOptions& options) const {
 }
 
 ExitCode carry_out(reshard::Conversion& conversion, const WriteFlags& flags,
-                   const std::string& on_overflow, const ProcessGroup* group) {
+                   const std::string& on_overflow, const ProcessGroup* group, bool with_rate) {
   if (group != nullptr && group->rank() != 0) {
     if (!flags.dry_run) conversion.run();
     return ExitCode::kDone;
@@ -125,12 +125,15 @@ ExitCode carry_out(reshard::Conversion& conversion, const WriteFlags& flags,
   const double rate = static_cast<double>(summary.bytes_written) / std::max(seconds, 1e-6);
   char time[32];
   std::snprintf(time, sizeof time, "%.2f s", seconds);
-  write_stderr("llmctl: wrote " + printable(conversion.target_path().string(), 4000) + ": " +
-               std::to_string(summary.num_tensors) + " tensors, " +
-               std::to_string(summary.num_files) + " files, " + format_size(summary.bytes_written) +
-               " in " + time + " (" + format_size(static_cast<uint64_t>(rate)) + "/s" +
-               (group == nullptr ? "" : ", " + std::to_string(group->size()) + " processes") +
-               ")\n");
+  write_stderr(
+      "llmctl: wrote " + printable(conversion.target_path().string(), 4000) + ": " +
+      std::to_string(summary.num_tensors) + " tensors, " + std::to_string(summary.num_files) +
+      " files, " + format_size(summary.bytes_written) + " in " + time +
+      (with_rate
+           ? " (" + format_size(static_cast<uint64_t>(rate)) + "/s" +
+                 (group == nullptr ? "" : ", " + std::to_string(group->size()) + " processes") + ")"
+           : "") +
+      "\n");
   return ExitCode::kDone;
 }
 

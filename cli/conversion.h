@@ -40,8 +40,10 @@ struct WriteFlags {
 reshard::OnOverflow overflow_policy(const std::string& name);
 
 /// Prints the notes, then the plan (--dry-run) or runs it with progress and a summary.
-/// `on_overflow` is the policy's name, for the report. Of a group only rank 0 prints.
+/// `on_overflow` is the policy's name, for the report. Of a group only rank 0 prints. Without
+/// `with_rate` the summary leaves out how fast it was: holes are written at no rate.
 ExitCode carry_out(reshard::Conversion& conversion, const WriteFlags& flags,
-                   const std::string& on_overflow, const ProcessGroup* group = nullptr);
+                   const std::string& on_overflow, const ProcessGroup* group = nullptr,
+                   bool with_rate = true);
 
 }  // namespace llmctl::cli

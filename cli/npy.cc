@@ -31,7 +31,15 @@ NpyWriter::NpyWriter(std::filesystem::path path, int64_t num_rows, int64_t num_c
     : path_(std::move(path)) {
   working_ = path_.parent_path() /
              ("." + path_.filename().string() + "." + std::to_string(::getpid()) + ".tmp");
-  file_.emplace(File::create(working_));
+  try {
+    file_.emplace(File::create(working_));
+  } catch (const Error& error) {
+    // The user knows of the file that was asked for, not of the one beside it.
+    const bool has_directory = std::filesystem::is_directory(
+        path_.has_parent_path() ? path_.parent_path() : std::filesystem::path("."));
+    throw Error(error.code(), has_directory ? error.message() : "its directory does not exist",
+                path_.string(), has_directory ? error.hint() : "make it, or name another file");
+  }
   const std::string text = header(num_rows, num_columns);
   file_->write_at(std::as_bytes(std::span(text)), 0);
   offset_ = text.size();

@@ -108,7 +108,7 @@ ExitCode run_synth(const SynthFlags& flags) {
   if (flags.sparse && !flags.write.dry_run) {
     print_note("tensors are holes of zeros, which take no room on the disk");
   }
-  return carry_out(conversion, flags.write, "inf");
+  return carry_out(conversion, flags.write, "inf", nullptr, !flags.sparse);
 }
 
 }  // namespace
