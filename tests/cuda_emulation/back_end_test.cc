@@ -1,10 +1,7 @@
-// The CUDA back end on the emulated machine, held to the CPU's decoder.
+// The CUDA back end on machines that a test can change; tests/gpu/back_end_test.cc has the rest.
 #include <doctest/doctest.h>
 
-#include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -13,73 +10,14 @@
 #include "runtime/cuda/back_end.h"
 #include "runtime/cuda/decoder.h"
 #include "runtime/engine.h"
-#include "runtime/tokenizer/tokenizer.h"
 #include "tests/cuda_emulation/control.h"
+#include "tests/gpu/back_end_support.h"
 #include "tests/support/test_data.h"
 
 using namespace llmctl;
-using runtime::Device;
-using runtime::Engine;
-using runtime::EngineOptions;
-using runtime::GenerateRequest;
+using namespace llmctl::test;
 
 namespace {
-
-EngineOptions on(Device device, int tp = 1, int pp = 1) {
-  EngineOptions options;
-  options.device = device;
-  options.share_device = true;
-  options.tp = tp;
-  options.pp = pp;
-  options.threads = 1;
-  return options;
-}
-
-/// Folders of tests/golden/families that the device computes.
-std::vector<std::filesystem::path> families() {
-  std::vector<std::filesystem::path> paths;
-  for (const auto& entry : std::filesystem::directory_iterator(test::golden("families"))) {
-    if (!std::filesystem::exists(entry.path() / "golden.json")) continue;
-    if (entry.path().filename().string().starts_with("yuan")) continue;
-    paths.push_back(entry.path());
-  }
-  std::sort(paths.begin(), paths.end());
-  REQUIRE(paths.size() > 20);
-  return paths;
-}
-
-/// Ids that look random: `count` of them from a vocabulary of at least 97.
-std::vector<int32_t> some_ids(int64_t count, int32_t seed = 1) {
-  std::vector<int32_t> ids;
-  for (int32_t i = 0; i < count; ++i) ids.push_back((i * i * 31 + seed * 17 + i * 7) % 90 + 3);
-  return ids;
-}
-
-/// Largest difference as a part of the range of `want`; infinite for what is not finite.
-float difference(const std::vector<float>& got, const std::vector<float>& want) {
-  REQUIRE(got.size() == want.size());
-  const auto [low, high] = std::minmax_element(want.begin(), want.end());
-  float worst = 0;
-  for (size_t i = 0; i < got.size(); ++i) {
-    if (!std::isfinite(got[i])) return INFINITY;
-    worst = std::max(worst, std::abs(got[i] - want[i]));
-  }
-  return worst / (*high - *low);
-}
-
-GenerateRequest greedy(std::vector<int32_t> prompt, int64_t tokens) {
-  GenerateRequest request;
-  request.prompt_ids = std::move(prompt);
-  request.max_new_tokens = tokens;
-  return request;
-}
-
-std::vector<std::vector<int32_t>> generate(Engine& engine,
-                                           const std::vector<GenerateRequest>& requests) {
-  std::vector<std::vector<int32_t>> ids;
-  for (const auto& result : engine.generate(requests).results) ids.push_back(result.ids);
-  return ids;
-}
 
 /// What `f` throws.
 template <typename F>
@@ -94,95 +32,6 @@ Error caught(const F& f) {
 }
 
 }  // namespace
-
-TEST_CASE("cuda emulation: logits of every family are close to the CPU's") {
-  for (const auto& path : families()) {
-    CAPTURE(path.filename().string());
-    const auto model = reshard::open_model(path);
-    for (const DType dtype : {DType::F16, DType::BF16}) {
-      CAPTURE(dtype_name(dtype));
-      EngineOptions cpu = on(Device::kCpu), cuda = on(Device::kCuda);
-      cpu.dtype = cuda.dtype = dtype;
-      // Passes of 18 tokens and of one, which take other kernels.
-      cuda.batch.chunk_tokens = 18;
-      const std::vector<int32_t> ids = some_ids(37);
-      const std::vector<float> want = Engine(model, cpu).prompt_logits(ids);
-      const std::vector<float> got = Engine(model, cuda).prompt_logits(ids);
-      CHECK(difference(got, want) <= (dtype == DType::F16 ? 0.01F : 0.2F));
-    }
-  }
-  CHECK(cuda_emulation::bytes_in_use() == 0);
-}
-
-TEST_CASE("cuda emulation: logits have the same bits on every grid") {
-  for (const auto& path : families()) {
-    CAPTURE(path.filename().string());
-    const auto model = reshard::open_model(path);
-    const std::vector<int32_t> ids = some_ids(21);
-    std::vector<float> want;
-    for (const auto& [tp, pp] : {std::pair{1, 1}, {2, 1}, {1, 2}, {2, 2}}) {
-      if (model.config().num_attention_heads % tp != 0) continue;
-      CAPTURE(tp);
-      CAPTURE(pp);
-      EngineOptions options = on(Device::kCuda, tp, pp);
-      options.dtype = DType::F16;
-      const std::vector<float> got = Engine(model, options).prompt_logits(ids);
-      if (want.empty()) want = got;
-      CHECK(difference(got, want) <= 1e-2F);
-      // Padding a rank's part of the MLP to eight moves it to other steps of the products.
-      if (model.config().intermediate_size % (8 * tp) != 0) continue;
-      CHECK(std::memcmp(got.data(), want.data(), got.size() * sizeof(float)) == 0);
-    }
-  }
-}
-
-TEST_CASE("cuda emulation: trained models write the CPU's ids on every grid and in a batch") {
-  const std::vector<std::string> prompts = {"Once upon a time",
-                                            "The dog",
-                                            "Lily wanted to",
-                                            "One day, a little girl named Mia found a",
-                                            "Tom",
-                                            "It was a sunny day and the children",
-                                            "\"Can I play?\" asked",
-                                            "The big bear was sad"};
-  cuda_emulation::Settings one;
-  one.num_sms = 1;  // fewer blocks for the same work
-  cuda_emulation::set_settings(one);
-  for (const char* name : {"llama-stories", "bloom-stories"}) {
-    CAPTURE(name);
-    const auto path = test::source_root() / "samples" / name;
-    const auto model = reshard::open_model(path);
-    const auto tokenizer = runtime::open_tokenizer(path);
-    std::vector<GenerateRequest> requests;
-    for (const std::string& text : prompts) {
-      requests.push_back(greedy(tokenizer->encode(text, true), 64));
-    }
-    EngineOptions options = on(Device::kCpu);
-    options.dtype = DType::F16;  // BF16 rounds too much for near ties
-    Engine cpu(model, options);
-    const auto want = generate(cpu, requests);
-    for (const auto& [tp, pp] : {std::pair{1, 1}, {2, 1}, {1, 2}}) {
-      CAPTURE(tp);
-      CAPTURE(pp);
-      options = on(Device::kCuda, tp, pp);
-      options.dtype = DType::F16;
-      Engine cuda(model, options);
-      // Ranks have equal bits (above): a few tokens show that they pass them on.
-      const bool single = tp * pp == 1;
-      const int64_t tokens = std::string_view(name).starts_with("llama") ? 64 : 24;
-      if (single) CHECK(generate(cuda, {requests[3]}).front() == want[3]);
-      std::vector<GenerateRequest> batch = requests;
-      for (GenerateRequest& request : batch) request.max_new_tokens = single ? tokens : 12;
-      const auto got = generate(cuda, batch);
-      for (size_t i = 0; i < got.size(); ++i) {
-        CAPTURE(prompts[i]);
-        const auto length = static_cast<std::ptrdiff_t>(std::min(want[i].size(), got[i].size()));
-        CHECK(length >= std::min<std::ptrdiff_t>(12, static_cast<std::ptrdiff_t>(want[i].size())));
-        CHECK(got[i] == std::vector(want[i].begin(), want[i].begin() + length));
-      }
-    }
-  }
-}
 
 TEST_CASE("cuda emulation: a library for large products is used and changes little") {
   for (const char* name : {"gpt2", "llama", "llama-bias", "opt-350m", "bloom", "gpt_neox"}) {
@@ -217,26 +66,6 @@ TEST_CASE("cuda emulation: decode steps are replayed as graphs and go on as with
     const auto replayed = static_cast<int64_t>(cuda_emulation::num_graph_launches() - before);
     // All passes but each layout's first, on each stage. With tp the host takes part in a pass.
     CHECK(replayed == (tp > 1 ? 0 : pp * (19 - 2)));
-  }
-}
-
-TEST_CASE("cuda emulation: sampling and beams run on the device's logits") {
-  const auto model = reshard::open_model(test::golden("families/llama"));
-  GenerateRequest drawn = greedy(some_ids(9), 10), beams = greedy(some_ids(5), 8);
-  drawn.sampling.temperature = 0.8F;
-  drawn.sampling.seed = 3;
-  beams.beams.num_beams = 3;
-  EngineOptions options = on(Device::kCuda);
-  options.dtype = DType::F16;
-  std::vector<std::vector<int32_t>> first;
-  for (const int pp : {1, 2}) {
-    options.pp = pp;
-    Engine engine(model, options);
-    const auto ids = generate(engine, {drawn, beams});
-    CHECK(ids[0].size() == 10);
-    CHECK(ids[1].size() == 8);
-    if (first.empty()) first = ids;
-    CHECK(ids == first);
   }
 }
 

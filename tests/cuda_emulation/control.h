@@ -12,8 +12,8 @@ struct Settings {
   int driver_version = 13000;  ///< 0: no driver
   int runtime_version = 13000;
   int compute_major = 9;
-  int num_sms = 3;                        ///< few, so that kernels that loop over their work do
-  bool has_blas = false;                  ///< a library for large products
+  int num_sms = 1;        ///< few blocks, so that kernels that loop over their work do
+  bool has_blas = false;  ///< a library for large products
   size_t memory_bytes = size_t{4} << 30;  ///< of each device
 };
 void set_settings(const Settings& settings);

@@ -2,11 +2,13 @@
 #include <cstdio>
 #include <exception>
 
+#include "tests/cuda_emulation/control.h"
 #include "tests/gpu/harness.h"
 
 int main() {
   using namespace llmctl;
   gpu::Report report("");
+  cuda_emulation::set_settings({.num_sms = 3});  // so that attention splits sequences
   try {
     cudaStream_t handle = nullptr;
     LLMCTL_CUDA_CHECK(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking));
