@@ -91,40 +91,10 @@ Json percentiles_json(const Percentiles& values) {
   return {{"p50", values.p50}, {"p90", values.p90}, {"p99", values.p99}};
 }
 
-/// Values of a parsed report, each checked for its kind.
-class Fields {
- public:
-  Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
-    if (!object.is_object()) refuse("an object is expected");
-  }
-  const Json& get(const char* key) const {
-    const auto it = object_.find(key);
-    if (it == object_.end()) refuse("'" + std::string(key) + "' is missing");
-    return *it;
-  }
-  double number(const char* key) const {
-    const Json& value = get(key);
-    if (!value.is_number()) refuse("'" + std::string(key) + "' is no number");
-    return value.get<double>();
-  }
-  int64_t size(const char* key) const { return formats::get_size(get(key), where_, key); }
-  std::string text(const char* key) const {
-    const Json& value = get(key);
-    if (!value.is_string()) refuse("'" + std::string(key) + "' is no text");
-    return value.get<std::string>();
-  }
-  Percentiles percentiles(const char* key) const {
-    const Fields fields(get(key), where_);
-    return {fields.number("p50"), fields.number("p90"), fields.number("p99")};
-  }
-  [[noreturn]] void refuse(const std::string& what) const {
-    throw_invalid(where_, what, "give a file that 'llmctl bench --json' wrote");
-  }
-
- private:
-  const Json& object_;
-  std::string where_;
-};
+Percentiles get_percentiles(const formats::JsonFields& row, const char* key) {
+  const formats::JsonFields fields = row.below(row.get(key));
+  return {fields.number("p50"), fields.number("p90"), fields.number("p99")};
+}
 
 /// "+12.3 %"; how a value changed.
 std::string change(double before, double after) {
@@ -259,7 +229,7 @@ Json bench_json(const BenchReport& report) {
 
 BenchReport parse_bench(std::string_view text, const std::string& where) {
   const Json json = formats::parse_json(text, where);
-  const Fields root(json, where);
+  const formats::JsonFields root(json, where, "give a file that 'llmctl bench --json' wrote");
   if (!json.contains("llmctl_bench") || json["llmctl_bench"] != 1) {
     root.refuse("not a result of version 1 of 'llmctl bench'");
   }
@@ -271,16 +241,15 @@ BenchReport parse_bench(std::string_view text, const std::string& where) {
   report.pp = root.size("pipeline_parallel_size");
   report.threads = root.size("threads");
   report.memory_bytes_per_second = root.number("memory_bytes_per_second");
-  const Fields machine(root.get("machine"), where);
+  const formats::JsonFields machine = root.below(root.get("machine"));
   report.machine.cpu = machine.text("cpu");
-  if (!root.get("rows").is_array()) root.refuse("'rows' is no list");
-  for (const Json& entry : root.get("rows")) {
-    const Fields fields(entry, where);
+  for (const Json& entry : root.list("rows")) {
+    const formats::JsonFields fields = root.below(entry);
     BenchRow& row = report.rows.emplace_back();
     row.what = {fields.size("batch_size"), fields.size("input_len"), fields.size("output_len")};
-    row.first_token_ms = fields.percentiles("first_token_ms");
-    row.per_token_ms = fields.percentiles("per_token_ms");
-    row.end_to_end_ms = fields.percentiles("end_to_end_ms");
+    row.first_token_ms = get_percentiles(fields, "first_token_ms");
+    row.per_token_ms = get_percentiles(fields, "per_token_ms");
+    row.end_to_end_ms = get_percentiles(fields, "end_to_end_ms");
     row.prefill_tokens_per_second = fields.number("prefill_tokens_per_second");
     row.decode_tokens_per_second = fields.number("decode_tokens_per_second");
     row.decode_bytes_per_second = fields.number("decode_bytes_per_second");

@@ -117,4 +117,37 @@ int64_t get_size(const ordered_json& value, const std::string& where, const std:
   return value.get<int64_t>();
 }
 
+JsonFields::JsonFields(const ordered_json& object, std::string where, std::string hint)
+    : object_(object), where_(std::move(where)), hint_(std::move(hint)) {
+  if (!object.is_object()) refuse("an object is expected");
+}
+
+const ordered_json& JsonFields::get(const char* key) const {
+  const auto it = object_.find(key);
+  if (it == object_.end()) refuse("'" + std::string(key) + "' is missing");
+  return *it;
+}
+
+const ordered_json& JsonFields::list(const char* key) const {
+  const ordered_json& value = get(key);
+  if (!value.is_array()) refuse("'" + std::string(key) + "' is no list");
+  return value;
+}
+
+double JsonFields::number(const char* key) const {
+  const ordered_json& value = get(key);
+  if (!value.is_number()) refuse("'" + std::string(key) + "' is no number");
+  return value.get<double>();
+}
+
+int64_t JsonFields::size(const char* key) const { return get_size(get(key), where_, key); }
+
+std::string JsonFields::text(const char* key) const {
+  const ordered_json& value = get(key);
+  if (!value.is_string()) refuse("'" + std::string(key) + "' is no text");
+  return value.get<std::string>();
+}
+
+void JsonFields::refuse(const std::string& what) const { throw_invalid(where_, what, hint_); }
+
 }  // namespace llmctl::formats

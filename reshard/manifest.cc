@@ -13,6 +13,7 @@ namespace llmctl::reshard {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
+using formats::JsonFields;
 
 std::string text_fingerprint(std::string_view text) {
   XXH128_canonical_t bytes;
@@ -38,44 +39,14 @@ bool is_hex(const std::string& text, size_t length) {
   return text.size() == length && text.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
 
-/// Values of a parsed manifest, each checked for its kind.
-class Fields {
- public:
-  Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {
-    if (!object.is_object()) refuse("an object is expected");
+std::string get_digest(const JsonFields& fields, const char* key, size_t length) {
+  std::string value = fields.text(key);
+  if (!is_hex(value, length)) {
+    fields.refuse("'" + std::string(key) + "' is not " + std::to_string(length) +
+                  " hexadecimal digits: '" + printable(value) + "'");
   }
-  const Json& get(const char* key) const {
-    const auto it = object_.find(key);
-    if (it == object_.end()) refuse("'" + std::string(key) + "' is missing");
-    return *it;
-  }
-  std::string text(const char* key) const {
-    const Json& value = get(key);
-    if (!value.is_string()) refuse("'" + std::string(key) + "' is no text");
-    return value.get<std::string>();
-  }
-  std::string digest(const char* key, size_t length) const {
-    std::string value = text(key);
-    if (!is_hex(value, length)) {
-      refuse("'" + std::string(key) + "' is not " + std::to_string(length) +
-             " hexadecimal digits: '" + printable(value) + "'");
-    }
-    return value;
-  }
-  int64_t size(const char* key) const { return formats::get_size(get(key), where_, key); }
-  const Json& list(const char* key) const {
-    const Json& value = get(key);
-    if (!value.is_array()) refuse("'" + std::string(key) + "' is no list");
-    return value;
-  }
-  [[noreturn]] void refuse(const std::string& what) const {
-    throw_invalid(where_, what, "the manifest is damaged or not llmctl's");
-  }
-
- private:
-  const Json& object_;
-  std::string where_;
-};
+  return value;
+}
 
 /// A name that leads to a file below the manifest's directory.
 bool is_inside_name(const std::string& name) {
@@ -86,7 +57,7 @@ bool is_inside_name(const std::string& name) {
   return true;
 }
 
-DType parse_dtype(const std::string& name, const Fields& fields) {
+DType parse_dtype(const std::string& name, const JsonFields& fields) {
   for (const DTypeInfo& info : dtype_table()) {
     if (info.name == name) return info.dtype;
   }
@@ -181,7 +152,7 @@ bool is_intact_manifest(std::string_view text) {
 
 Manifest parse_manifest(std::string_view text, const std::string& where) {
   const Json json = formats::parse_json(text, where);
-  const Fields root(json, where);
+  const JsonFields root(json, where, "the manifest is damaged or not llmctl's");
   if (root.size("llmctl_manifest") != kManifestVersion) {
     throw_invalid(where,
                   "manifest version " + root.get("llmctl_manifest").dump() + ", " +
@@ -192,7 +163,7 @@ Manifest parse_manifest(std::string_view text, const std::string& where) {
   manifest.llmctl_version = root.text("llmctl_version");
   manifest.format = root.text("format");
   manifest.family = root.text("family");
-  const Fields geometry(root.get("geometry"), where);
+  const JsonFields geometry = root.below(root.get("geometry"));
   manifest.geometry.tensor_parallel_size = geometry.size("tensor_parallel_size");
   manifest.geometry.pipeline_parallel_size = geometry.size("pipeline_parallel_size");
   if (root.get("geometry").contains("pipeline_blocks")) {
@@ -201,14 +172,14 @@ Manifest parse_manifest(std::string_view text, const std::string& where) {
           formats::get_size(block, where, "pipeline_blocks"));
     }
   }
-  const Fields source(root.get("source"), where);
+  const JsonFields source = root.below(root.get("source"));
   manifest.source_format = source.text("format");
-  manifest.source_fingerprint = source.digest("fingerprint", kDigestDigits);
+  manifest.source_fingerprint = get_digest(source, "fingerprint", kDigestDigits);
   std::set<std::string> names;
   for (const Json& entry : root.list("files")) {
-    const Fields fields(entry, where);
+    const JsonFields fields = root.below(entry);
     ManifestFile file{fields.text("name"), static_cast<uint64_t>(fields.size("size")),
-                      fields.digest("digest", kDigestDigits)};
+                      get_digest(fields, "digest", kDigestDigits)};
     if (!is_inside_name(file.name)) {
       root.refuse("'" + printable(file.name) + "' is not the name of a file inside");
     }
@@ -218,11 +189,11 @@ Manifest parse_manifest(std::string_view text, const std::string& where) {
     manifest.files.push_back(std::move(file));
   }
   for (const Json& entry : root.list("tensors")) {
-    const Fields fields(entry, where);
+    const JsonFields fields = root.below(entry);
     CanonicalDigest tensor;
     tensor.key = fields.text("name");
     tensor.dtype = parse_dtype(fields.text("dtype"), fields);
-    for (const char digit : fields.digest("digest", 16)) {
+    for (const char digit : get_digest(fields, "digest", 16)) {
       tensor.digest =
           tensor.digest << 4 | static_cast<uint64_t>(digit <= '9' ? digit - '0' : digit - 'a' + 10);
     }
