@@ -12,7 +12,10 @@ The programs run one after the other, round after round, and the best of each is
 that others use, the best is what the program can do and the rest is what was left of the machine.
 llama.cpp takes part where `llama-bench` is on the PATH, with the same weights in a GGUF file that
 is written beside the model (queries and keys in the order in which they are stored, which changes
-no time); transformers where PY has it with torch. What is absent is said."""
+no time); transformers where PY has it with torch. What is absent is said.
+
+--quant int8|int4 compares `llmctl --quant` (int4: groups of 64) with llama.cpp's Q8_0 or Q4_0 of the same weights, embedding
+and head included; it needs numpy, and transformers has no part."""
 import argparse
 import json
 import os
@@ -57,8 +60,33 @@ def read_safetensors(path):
     return header, 8 + size
 
 
-def write_gguf(model, target):
-    """The weights as they are; vectors as F32; no vocabulary."""
+def quantised_blocks(values, kind):
+    """Rows of F32 as llama.cpp's blocks of 32: an F16 scale, then the integers."""
+    import numpy
+    blocks = values.reshape(-1, 32)
+    if kind == 'Q8_0':
+        scale = abs(blocks).max(1) / 127
+        whole = numpy.rint(blocks / numpy.where(scale == 0, 1, scale)[:, None]).astype(numpy.int8).view(numpy.uint8)
+    else:  # Q4_0: the value of largest magnitude becomes -8
+        scale = numpy.take_along_axis(blocks, abs(blocks).argmax(1)[:, None], 1)[:, 0] / -8
+        whole = numpy.clip(blocks / numpy.where(scale == 0, 1, scale)[:, None] + 8.5, 0, 15).astype(numpy.uint8)
+        whole = whole[:, :16] | whole[:, 16:] << 4
+    return numpy.concatenate([scale.astype(numpy.float16).view(numpy.uint8).reshape(-1, 2), whole], 1).tobytes()
+
+
+def read_rows(source, entry, at, first, count):
+    """`count` rows of a matrix as F32."""
+    import numpy
+    columns = entry['shape'][1]
+    source.seek(at + first * columns * 2)
+    stored = source.read(count * columns * 2)
+    if entry['dtype'] == 'BF16':
+        return (numpy.frombuffer(stored, numpy.uint16).astype(numpy.uint32) << 16).view(numpy.float32)
+    return numpy.frombuffer(stored, numpy.float16).astype(numpy.float32)
+
+
+def write_gguf(model, target, quantised=None):
+    """The weights as they are, or matrices as Q8_0 or Q4_0; vectors as F32; no vocabulary."""
     config = json.load(open(os.path.join(model, 'config.json')))
     weights = os.path.join(model, 'model.safetensors')
     header, base = read_safetensors(weights)
@@ -88,7 +116,8 @@ def write_gguf(model, target):
         'attention.head_count_kv': config.get('num_key_value_heads', heads),
         'rope.dimension_count': config['hidden_size'] // heads,
         'attention.layer_norm_rms_epsilon': float(config['rms_norm_eps'])}.items()]
-    kinds = {'F32': 0, 'F16': 1, 'BF16': 30}
+    kinds = {'F32': 0, 'F16': 1, 'BF16': 30, 'Q4_0': 2, 'Q8_0': 8}
+    block_bytes = {'Q4_0': 18, 'Q8_0': 34}
     tensors, infos, offset = [], b'', 0
     for name, entry in header.items():
         if name not in names:
@@ -96,14 +125,22 @@ def write_gguf(model, target):
         shape, (begin, end) = entry['shape'], entry['data_offsets']
         widen = len(shape) == 1 and entry['dtype'] != 'F32'
         size = shape[0] * 4 if widen else end - begin
+        kind = 'F32' if widen else entry['dtype']
+        if quantised and len(shape) == 2:
+            kind, size = quantised, shape[0] * shape[1] // 32 * block_bytes[quantised]
         infos += text(names[name]) + struct.pack('<I', len(shape)) + struct.pack(f'<{len(shape)}Q', *reversed(shape))
-        infos += struct.pack('<IQ', 0 if widen else kinds[entry['dtype']], offset)
-        tensors.append((base + begin, end - begin, entry['dtype'] if widen else None))
+        infos += struct.pack('<IQ', kinds[kind], offset)
+        tensors.append((base + begin, end - begin, entry['dtype'] if widen else None, entry, kind))
         offset += (size + 31) // 32 * 32
     with open(weights, 'rb') as source, open(target, 'wb') as file:
         file.write(b'GGUF' + struct.pack('<IQQ', 3, len(tensors), len(pairs)) + b''.join(pairs) + infos)
-        for at, size, widen in tensors:
+        for at, size, widen, entry, kind in tensors:
             file.write(b'\0' * (-file.tell() % 32))
+            if kind in block_bytes:
+                for first in range(0, entry['shape'][0], 512):
+                    rows = read_rows(source, entry, at, first, min(512, entry['shape'][0] - first))
+                    file.write(quantised_blocks(rows, kind))
+                continue
             source.seek(at)
             if widen == 'BF16':
                 file.write(b''.join(b'\0\0' + pair for (pair,) in struct.iter_unpack('2s', source.read(size))))
@@ -168,21 +205,25 @@ def main():
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument('--new-tokens', type=int, default=32)
+    parser.add_argument('--quant', choices=['int8', 'int4'])
     args = parser.parse_args()
     dtype = json.load(open(os.path.join(args.model, 'config.json')))['torch_dtype']
 
-    programs = {'llmctl': lambda: run_llmctl(args, args.new_tokens)}
-    if dtype == 'bfloat16':  # as the others do
+    quant = ['--quant', args.quant] + (['--group-size', '64'] if args.quant == 'int4' else []) if args.quant else []
+    programs = {' '.join(['llmctl', *quant]): lambda: run_llmctl(args, args.new_tokens, *quant)}
+    if dtype == 'bfloat16' and not quant:  # as the others do
         programs['llmctl --activation-dtype bf16'] = lambda: run_llmctl(args, args.new_tokens, '--activation-dtype', 'bf16')
     gguf = args.model.rstrip('/') + '.gguf'
     llama_bench = shutil.which('llama-bench')
     if llama_bench:
-        write_gguf(args.model, gguf)
+        write_gguf(args.model, gguf, {'int8': 'Q8_0', 'int4': 'Q4_0'}.get(args.quant))
         programs['llama.cpp'] = lambda: run_llama_bench(args, llama_bench, gguf, args.new_tokens)
     else:
         print('llama.cpp: absent, no llama-bench on the PATH')
     probe = subprocess.run([args.python, '-c', 'import torch, transformers'], capture_output=True)
-    if probe.returncode == 0:
+    if args.quant:
+        pass
+    elif probe.returncode == 0:
         programs['transformers'] = lambda: json.loads(run(
             [args.python, '-c', TRANSFORMERS, args.model, dtype, str(args.threads), str(args.new_tokens)]).splitlines()[-1])
     else:
@@ -195,7 +236,7 @@ def main():
                 best[name][what] = max(best[name].get(what, 0), value)
     if os.path.exists(gguf):
         os.remove(gguf)
-    print(f'tokens/s, {dtype}, {args.threads} threads, best of {args.rounds}')
+    print(f'tokens/s, {args.quant or dtype}, {args.threads} threads, best of {args.rounds}')
     for what in ('decode 1', 'decode 1, % of reading', 'decode 8', 'prefill 128', 'prefill 512'):
         cells = [f'{name} {best[name][what]:.2f}' for name in programs if what in best[name]]
         print(f'{what:24}', '  '.join(cells))
