@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <list>
@@ -474,6 +475,14 @@ class MpiGroup : public ProcessLink {
 
 std::unique_ptr<ProcessLink> join_processes(const Launcher& launcher) {
   if (launcher.size == 1) return nullptr;
+  // Without one, Open MPI would end the process with a page on how to build it.
+  const auto lacks = [](const char* name) { return std::getenv(name) == nullptr; };
+  if (launcher.name == "srun" && lacks("PMIX_NAMESPACE") && lacks("PMI_FD")) {
+    throw Error(
+        ErrorCode::kEnvironment,
+        "has started " + std::to_string(launcher.size) + " processes that cannot find each other",
+        launcher.name, "use srun --mpi=pmix");
+  }
   MpiLibrary mpi = MpiLibrary::open();
   int level = 0, rank = 0, size = 0;
   mpi.check(mpi.init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &level), "MPI_Init_thread");

@@ -364,6 +364,23 @@ def test_hosts(place, expected, ids):
         leave_out("simulated hosts", f"{' '.join(error.cmd)}: {error.stderr.strip()}")
 
 
+def test_slurm(place, expected, ids):
+    """The same under srun, where a Slurm is at hand."""
+    srun = ("srun", "-Q", "--overcommit", "--mpi=pmix")
+    if shutil.which("srun") is None:
+        return leave_out("srun", "there is no srun (slurm-wlm)")
+    if run([*srun, "-n", "2", "true"], place).returncode != 0:
+        return leave_out("srun", "it starts nothing here")
+    result = mpirun(place, 3, LLMCTL, *JOBS["split"], launcher=srun)
+    expect_same(result, place, "out", expected["split"], "split by srun")
+    test_run(place, ids, [(2, 1), (2, 2)], launcher=srun, where=" by srun")
+    result = mpirun(place, 3, LLMCTL, "run", "model", *PROMPT, "--tp", "2", launcher=srun)
+    expect(result.returncode == 2 and len(our_lines(result)) == 1 and "srun -n 2 llmctl run" in result.stderr,
+           f"3 processes of srun for tp 2: {result}")
+    result = mpirun(place, 2, LLMCTL, "run", "model", *PROMPT, "--tp", "2", launcher=("srun", "-Q", "--overcommit", "--mpi=none"))
+    expect(result.returncode == 4 and "--mpi=pmix" in result.stderr, f"srun without PMIx: {result}")
+
+
 def main():
     if shutil.which("mpirun") is None:
         return leave_out("everything", "there is no mpirun (openmpi-bin)")
@@ -386,6 +403,7 @@ def main():
         test_run_refusals(place)
         test_run_deaths(place)
         test_hosts(place, expected, ids)
+        test_slurm(place, expected, ids)
     if failures:
         sys.exit(f"mpi_test: {len(failures)} failures")
     print("mpi_test: everything as one process does it")
