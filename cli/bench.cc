@@ -142,8 +142,6 @@ BenchReport measure(const BenchFlags& flags, const std::vector<runtime::BenchCas
     report.device = runtime::cuda::device_name();
     probe = runtime::cuda::make_probe(
         runtime::cuda::place_ranks(options.tp * options.pp, options.share_device));
-  } else {
-    report.peak_flops = runtime::measure_flops(pool);
   }
   // Larger than any cache, and little beside the memory there is.
   const uint64_t probe_bytes =
@@ -164,8 +162,14 @@ BenchReport measure(const BenchFlags& flags, const std::vector<runtime::BenchCas
           if (talks) draw_round(++done, total);
         }));
     memory.push_back(report.rows.back().memory_bytes_per_second);
+    if (!on_gpu) report.peak_flops = std::max(report.peak_flops, runtime::measure_flops(pool));
   }
   if (talks) write_stderr("\r\033[K");
+  if (!on_gpu && options.activations == kernels::Activations::kBF16 &&
+      kernels::has_bf16_products()) {
+    report.peak_flops *= 2;
+    report.peak_dtype = "BF16";
+  }
   report.memory_bytes_per_second = runtime::percentiles(std::move(memory)).p50;
   return report;
 }

@@ -61,8 +61,8 @@ constexpr std::array kColumns = {
 
 std::string compute_limit(const BenchReport& report) {
   if (report.peak_flops <= 0) return "";
-  return " and computes " + fixed(report.peak_flops / kGiga, 0) + " GFLOP/s in F32 with " +
-         std::to_string(report.threads) + " threads" +
+  return " and computes " + fixed(report.peak_flops / kGiga, 0) + " GFLOP/s in " +
+         report.peak_dtype + " with " + std::to_string(report.threads) + " threads" +
          (report.could_round ? "; twice that with --activation-dtype bf16" : "");
 }
 

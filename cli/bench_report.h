@@ -29,7 +29,8 @@ struct BenchReport {
   BenchMachine machine;
   std::string device;  ///< the GPU that computed; empty: the CPU
   double memory_bytes_per_second = 0;
-  double peak_flops = 0;  ///< 0: not measured (GPUs)
+  double peak_flops = 0;           ///< 0: not measured (GPUs)
+  std::string peak_dtype = "F32";  ///< of the products that peak_flops counts
   /// Whether the processor would do this model twice as fast with BF16 activations.
   bool could_round = false;
   std::vector<runtime::BenchRow> rows;
