@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/device_code.h"
 #include "runtime/cuda/decoder.h"
 
 namespace llmctl::runtime::cuda {
@@ -125,7 +126,21 @@ Placement place_ranks(int num_ranks, bool may_share) {
                     (count == 1 ? "is 1" : "are " + std::to_string(count)),
                 kFlag, "use a smaller --tp or --pp, or let ranks share with --share-device");
   }
-  return {num_ranks, std::min(num_ranks, count)};
+  const Placement placement{num_ranks, std::min(num_ranks, count)};
+  for (int device = 0; device < placement.num_devices; ++device) {
+    LLMCTL_CUDA_CHECK(cudaSetDevice(device));
+    if (kernels::cuda::has_device_code()) continue;
+    int major = 0, minor = 0;
+    LLMCTL_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    LLMCTL_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+    throw Error(ErrorCode::kEnvironment,
+                "has compute capability " + std::to_string(major) + "." + std::to_string(minor) +
+                    ", for which this llmctl has no code",
+                "cuda device " + std::to_string(device),
+                "build it with -DCMAKE_CUDA_ARCHITECTURES=" + std::to_string(major) +
+                    std::to_string(minor));
+  }
+  return placement;
 }
 
 void check_model(const reshard::Model& model, const ModelConfig& config, int tp, int pp,

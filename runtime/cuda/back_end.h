@@ -31,7 +31,8 @@ struct Placement {
   int num_devices = 1;  ///< that they use; rank i of them is on device i % num_devices
 };
 
-/// Throws kEnvironment when there are fewer devices than ranks and they may not share.
+/// Throws kEnvironment when there are fewer devices than ranks and they may not share, and when
+/// this build has no code for one of them.
 Placement place_ranks(int num_ranks, bool may_share);
 
 /// How a rank is to compute.

@@ -121,6 +121,13 @@ TEST_CASE("cuda emulation: what a device cannot do is refused before weights are
   CHECK_NOTHROW(Engine(model, options));
   cuda_emulation::set_settings({});
 
+  cuda_emulation::set_settings({.compute_major = 8});
+  options.tp = 1;
+  error = refusal(model, options);
+  CHECK(error.code() == ErrorCode::kEnvironment);
+  CHECK(error.message() == "has compute capability 8.0, for which this llmctl has no code");
+  cuda_emulation::set_settings({});
+
   options = on(Device::kCuda);
   options.dtype = DType::F16;
   const auto yuan = reshard::open_model(test::golden("families/yuan"));

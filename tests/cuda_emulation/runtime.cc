@@ -187,6 +187,8 @@ const char* cudaGetErrorName(cudaError_t status) {
       return "cudaErrorNoDevice";
     case cudaErrorInvalidDevice:
       return "cudaErrorInvalidDevice";
+    case cudaErrorNoKernelImageForDevice:
+      return "cudaErrorNoKernelImageForDevice";
     case cudaErrorNotReady:
       return "cudaErrorNotReady";
     case cudaErrorLaunchFailure:
@@ -243,6 +245,13 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   std::snprintf(properties->name, sizeof properties->name, "emulated device");
   properties->totalGlobalMem = device().settings.memory_bytes;
   properties->major = device().settings.compute_major;
+  return cudaSuccess;
+}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)()) {
+  const auto guard = lock();
+  // As if the kernels were built for compute capability 9.
+  if (device().settings.compute_major < 9) return result(cudaErrorNoKernelImageForDevice);
+  attributes->binaryVersion = 90;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
