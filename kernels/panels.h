@@ -7,6 +7,7 @@
 
 #include "formats/core/dtype.h"
 #include "formats/core/thread_pool.h"
+#include "kernels/quantization.h"
 
 namespace llmctl::kernels {
 
@@ -53,6 +54,8 @@ struct PanelMatrix {
   const void* data = nullptr;  ///< matrix_panel_bytes, aligned to kPanelAlignment
   DType dtype = DType::F32;
   int64_t rows = 0, columns = 0;
+  /// When it says so, `data` is as kernels/quantized.h has it and `dtype` means nothing.
+  Quantization quantization = {};
 
   bool empty() const { return data == nullptr; }
 };

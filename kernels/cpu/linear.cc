@@ -98,7 +98,7 @@ void cpu::linear(Isa isa, float* y, const float* x, const PanelMatrix& w, const 
                  int64_t num_tokens, int64_t y_stride, Activations activations, float* scratch,
                  ThreadPool& pool) {
   const bool round = activations == Activations::kBF16;
-  if (!has_panels(w.dtype) || (round && w.dtype != DType::BF16)) {
+  if (w.quantization || !has_panels(w.dtype) || (round && w.dtype != DType::BF16)) {
     throw Error(ErrorCode::kInternal, "linear: no kernel for " + std::string(dtype_name(w.dtype)) +
                                           " weights" + (round ? " and BF16 activations" : ""));
   }
