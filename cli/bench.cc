@@ -20,6 +20,7 @@
 #include "reshard/geometries.h"
 #include "reshard/manifest.h"
 #include "reshard/model.h"
+#include "reshard/quantization.h"
 #include "reshard/target.h"
 #include "runtime/bench.h"
 #include "runtime/cuda/back_end.h"
@@ -34,6 +35,7 @@ struct BenchFlags {
   std::string batch_sizes = "1,2,4,8,16", input_lens = "128", output_lens = "8";
   std::vector<std::string> compare;
   int64_t tp = 1, pp = 1, threads = 0, warmup = 1, rounds = 5, seed = 0;
+  QuantizationFlags quantization;
   SourceFlags about_source;
   DeviceFlags device;
   bool json = false;
@@ -99,6 +101,7 @@ BenchReport measure(const BenchFlags& flags, const std::vector<runtime::BenchCas
   if (!flags.kv_dtype.empty()) options.kv_dtype = find_dtype(flags.kv_dtype).value();
   const DType held = options.dtype.value_or(reshard::main_dtype(model));
   options.activations = find_activations(flags.activation_dtype, held);
+  options.quantization = reshard::choose_quantization(model, flags.quantization.resolve());
   for (const runtime::BenchCase& what : cases) {
     runtime::GenerateRequest request;
     request.prompt_ids.assign(static_cast<size_t>(what.input_len), 0);
@@ -125,9 +128,10 @@ BenchReport measure(const BenchFlags& flags, const std::vector<runtime::BenchCas
   } else {
     report.could_round = held == DType::BF16 && kernels::has_bf16_products();
   }
+  if (*options.quantization) report.dtype = reshard::quantization_text(*options.quantization);
   report.num_parameters = reshard::count_parameters(model);
   report.weight_bytes = engine.weight_bytes();
-  report.pass_bytes = runtime::bytes_per_pass(model, options.dtype);
+  report.pass_bytes = runtime::bytes_per_pass(model, options.dtype, *options.quantization);
   report.flops_per_token = runtime::flops_per_token(model);
   report.tp = flags.tp;
   report.pp = flags.pp;
@@ -240,6 +244,7 @@ Run add_bench(CLI::App& verb) {
   add_choice(verb, "--kv-dtype", flags->kv_dtype, kDTypes,
              "Hold keys and values in this dtype (default fp32)");
   add_activation_dtype(verb, flags->activation_dtype);
+  flags->quantization.add(verb);
   add_integer(verb, "--tp,--tensor-parallel-size", flags->tp, 1, 1 << 16, "T",
               "Split each layer over T ranks (default 1)");
   add_integer(verb, "--pp,--pipeline-parallel-size", flags->pp, 1, 1 << 16, "P",

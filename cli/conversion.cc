@@ -97,7 +97,8 @@ void WriteFlags::resolve(reshard::ConvertOptions& options) const {
 }
 
 ExitCode carry_out(reshard::Conversion& conversion, const WriteFlags& flags,
-                   const std::string& on_overflow, const ProcessGroup* group, bool with_rate) {
+                   const std::string& on_overflow, const ProcessGroup* group, bool with_rate,
+                   reshard::ConvertSummary* result) {
   if (group != nullptr && group->rank() != 0) {
     if (!flags.dry_run) conversion.run();
     return ExitCode::kDone;
@@ -134,6 +135,7 @@ ExitCode carry_out(reshard::Conversion& conversion, const WriteFlags& flags,
                  (group == nullptr ? "" : ", " + std::to_string(group->size()) + " processes") + ")"
            : "") +
       "\n");
+  if (result != nullptr) *result = std::move(summary);
   return ExitCode::kDone;
 }
 

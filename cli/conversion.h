@@ -41,9 +41,10 @@ reshard::OnOverflow overflow_policy(const std::string& name);
 
 /// Prints the notes, then the plan (--dry-run) or runs it with progress and a summary.
 /// `on_overflow` is the policy's name, for the report. Of a group only rank 0 prints. Without
-/// `with_rate` the summary leaves out how fast it was: holes are written at no rate.
+/// `with_rate` the summary leaves out how fast it was: holes are written at no rate. What was
+/// written is also left in `result`, where it is not null.
 ExitCode carry_out(reshard::Conversion& conversion, const WriteFlags& flags,
                    const std::string& on_overflow, const ProcessGroup* group = nullptr,
-                   bool with_rate = true);
+                   bool with_rate = true, reshard::ConvertSummary* result = nullptr);
 
 }  // namespace llmctl::cli

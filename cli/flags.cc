@@ -98,6 +98,25 @@ void add_verify(CLI::App& verb, VerifyFlags& target) {
   verb.add_flag("--no-verify", target.none, "The same as --verify none")->excludes(mode);
 }
 
+void QuantizationFlags::add(CLI::App& verb) {
+  static constexpr std::array<std::string_view, 3> kMethods = {"int8", "int4", "none"};
+  add_choice(verb, "--quant", method, kMethods,
+             "Hold the layers' matrices as integers with scales, or not (default: as stored)");
+  add_integer(verb, "--group-size", group_size, 0, 256, "N",
+              "Columns that share a scale: 32, 64, 128, 256, or 0 for all of a row (default: 0 for "
+              "int8, 64 for int4)");
+}
+
+std::optional<kernels::Quantization> QuantizationFlags::resolve() const {
+  if (group_size >= 0 && method != "int8" && method != "int4") {
+    throw_usage("--group-size", "says how integers are scaled", "give --quant int8 or int4 too");
+  }
+  if (method.empty()) return std::nullopt;
+  if (method == "none") return kernels::Quantization{};
+  const bool is_int8 = method == "int8";
+  return kernels::Quantization{is_int8 ? 8 : 4, group_size >= 0 ? group_size : is_int8 ? 0 : 64};
+}
+
 CLI::Option* add_progress(CLI::App& verb, std::string& target) {
   static constexpr std::array<std::string_view, 3> kStyles = {"auto", "json", "none"};
   target = "auto";

@@ -7,12 +7,14 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "cli/progress.h"
+#include "kernels/quantization.h"
 
 namespace llmctl::cli {
 
@@ -52,6 +54,16 @@ struct SourceFlags {
   void add(CLI::App& verb);
   /// OpenOptions::settings. Throws kUsage on a setting that is no ARG=VALUE.
   std::map<std::string, std::string> settings() const;
+};
+
+/// `--quant` and `--group-size`: how matrices are quantised (docs/quantisation.md).
+struct QuantizationFlags {
+  std::string method;
+  int64_t group_size = -1;  ///< -1: the method's own
+
+  void add(CLI::App& verb);
+  /// Nothing when the flags are not given. Throws kUsage for a group size without integers.
+  std::optional<kernels::Quantization> resolve() const;
 };
 
 /// A whole number in [min, max]; `metavar` names it in help ("N", "T"). Anything else throws

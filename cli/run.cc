@@ -166,6 +166,7 @@ ExitCode run_run(const RunOptions& options, runtime::ProcessLink* link) {
   engine_options.batch.batch_size = options.batch_size > 0 ? options.batch_size : kDefaultBatchSize;
   engine_options.batch.kv_memory = options.kv_memory;
   if (!options.dtype.empty()) engine_options.dtype = find_dtype(options.dtype);
+  engine_options.quantization = options.quantization.resolve();
   if (!options.kv_dtype.empty()) engine_options.kv_dtype = find_dtype(options.kv_dtype).value();
 
   const auto start = Clock::now();
@@ -280,6 +281,7 @@ Run add_run(CLI::App& verb) {
   options->device.add(verb);
   add_choice(verb, "--dtype", options->dtype, kDTypes,
              "Hold the matrices in this dtype [as stored]");
+  options->quantization.add(verb);
   add_choice(verb, "--kv-dtype", options->kv_dtype, kDTypes,
              "Hold keys and values in this dtype [fp32; on GPUs that of the matrices]");
   add_activation_dtype(verb, options->activation_dtype);

@@ -41,6 +41,7 @@ struct RunOptions {
   int64_t tp = 1, pp = 1, threads = 0;
   std::string dtype, kv_dtype, activation_dtype, rope_precision;
   DeviceFlags device;
+  QuantizationFlags quantization;
   int64_t batch_size = 0;  ///< 0: a default
   uint64_t kv_memory = 0;  ///< 0: a default
   DecodingFlags decoding;

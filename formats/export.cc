@@ -53,11 +53,15 @@ class DescriptionReader {
 
   Description read() const {
     const int64_t version = size("llmctl_export");
-    if (version != kExportVersion) {
+    if (version != kExportVersion && version != kQuantizedExportVersion) {
       throw_invalid(where_,
                     "an export of version " + std::to_string(version) + ", version " +
-                        std::to_string(kExportVersion) + " expected",
+                        std::to_string(kExportVersion) + " or " +
+                        std::to_string(kQuantizedExportVersion) + " expected",
                     "use the llmctl that wrote it, or export the model again");
+    }
+    if ((version == kQuantizedExportVersion) != json_.contains("quantization")) {
+      refuse("version " + std::to_string(version) + " and 'quantization' do not go together");
     }
     Description result;
     result.tp = static_cast<int>(parallel_size("tensor_parallel_size"));

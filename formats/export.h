@@ -14,6 +14,8 @@ namespace llmctl::formats {
 
 inline constexpr const char* kExportConfig = "model.json";
 inline constexpr int kExportVersion = 1;
+/// Of exports whose matrices are quantised, so that programs that do not know that refuse them.
+inline constexpr int kQuantizedExportVersion = 2;
 /// Where tensors start in a rank's file, so that a mapping can be used in place.
 inline constexpr uint64_t kExportAlignment = 64;
 

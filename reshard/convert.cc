@@ -10,6 +10,7 @@
 #include "formats/faster_transformer.h"
 #include "formats/registry.h"
 #include "reshard/manifest.h"
+#include "reshard/quantization.h"
 #include "reshard/synth.h"
 #include "reshard/target.h"
 #include "reshard/whole_replicas.h"
@@ -100,9 +101,22 @@ struct Conversion::State {
     files = std::move(made.files);
     side_files = std::move(made.side_files);
     notes.insert(notes.end(), made.notes.begin(), made.notes.end());
+    note_dequantized();
     geometry = std::move(made.geometry);
     if (options.overwrite && !options.plan_only) check_replaced();
     if (!options.plan_only) check_resources(job());
+  }
+
+  /// Integers become what they stand for where the target does not take them as they are.
+  void note_dequantized() {
+    const auto stored = quantization_of(model.checkpoint());
+    const bool keeps = std::any_of(plan.tensors.begin(), plan.tensors.end(),
+                                   [](const PlannedTensor& t) { return bool(t.quantization); });
+    if (!stored || keeps) return;
+    notes.push_back("the source is quantised to " + quantization_text(*stored) +
+                    ": its matrices are written as the " +
+                    (options.dtype ? std::string(dtype_name(*options.dtype)) : "F32") +
+                    " values that the integers stand for");
   }
 
   /// What --overwrite may delete: a checkpoint, and not the one that is read.
@@ -155,6 +169,7 @@ struct Conversion::State {
     return {{"--to", options.format},
             {"--matrix-layout", std::string(formats::matrix_layout_name(options.matrix_layout))},
             {"--compress", options.compress ? "zstd" : ""},
+            {"--quant", options.quantization ? quantization_text(*options.quantization) : ""},
             {"--tp", std::to_string(options.tp)},
             {"--pp", std::to_string(options.pp)},
             {"--pipeline-blocks", blocks},
@@ -231,8 +246,10 @@ std::string Conversion::describe() const {
     out << tensor.target.name;
     if (tensor.target.tp_rank >= 0) out << " [rank " << tensor.target.tp_rank << "]";
     if (tensor.target.pp_rank >= 0) out << " [stage " << tensor.target.pp_rank << "]";
-    out << " " << dtype_name(tensor.target.dtype) << " " << shape_text(tensor.target.shape)
-        << " <-";
+    out << " "
+        << (tensor.quantization ? quantization_text(tensor.quantization)
+                                : std::string(dtype_name(tensor.target.dtype)))
+        << " " << shape_text(tensor.target.shape) << " <-";
     std::vector<int> sources;
     for (const auto* ops : {&tensor.ops, &tensor.plus}) {
       for (const CopyOp& op : *ops) {

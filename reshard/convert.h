@@ -13,6 +13,7 @@
 #include "formats/checkpoint.h"
 #include "formats/core/dtype.h"
 #include "formats/export.h"
+#include "kernels/quantization.h"
 #include "reshard/executor.h"
 #include "reshard/model.h"
 #include "reshard/output.h"
@@ -38,6 +39,8 @@ struct ConvertOptions {
   std::string format;  ///< name in kFormats: "hf", "ft", "megatron", "export"
   formats::MatrixLayout matrix_layout = formats::MatrixLayout::kPanels16;  ///< exports only
   bool compress = false;  ///< exports only: ranks' files with zstd
+  /// Exports only; nothing: as in the source. Bits 0: not quantised.
+  std::optional<kernels::Quantization> quantization;
   int64_t tp = 1;
   int64_t pp = 1, virtual_pp = 1;        ///< Megatron only
   std::vector<int64_t> pipeline_blocks;  ///< layers of each stage; empty: even, or as in the source

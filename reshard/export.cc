@@ -4,7 +4,7 @@
 
 #include "formats/core/error.h"
 #include "formats/json.h"
-#include "kernels/panels.h"
+#include "kernels/quantized.h"
 #include "reshard/config_fields.h"
 
 namespace llmctl::reshard {
@@ -101,6 +101,12 @@ Shape panel_shape(DType dtype, const Shape& matrix) {
   const int64_t group = kernels::panel_group(dtype);
   return {(matrix[0] + kernels::kPanelRows - 1) / kernels::kPanelRows,
           (matrix[1] + group - 1) / group, kernels::kPanelRows, group};
+}
+
+Shape quantized_shape(const kernels::Quantization& q, const Shape& matrix) {
+  return {(matrix[0] + kernels::kPanelRows - 1) / kernels::kPanelRows,
+          kernels::quantized_blocks(q, matrix[1]),
+          static_cast<int64_t>(kernels::quantized_block_bytes(q, matrix[1]))};
 }
 
 std::optional<DType> vector_dtype_of(const formats::Checkpoint& checkpoint) {

@@ -6,6 +6,7 @@
 
 #include "formats/checkpoint.h"
 #include "formats/export.h"
+#include "kernels/quantization.h"
 #include "reshard/model_config.h"
 
 namespace llmctl::reshard {
@@ -23,6 +24,9 @@ formats::MatrixLayout matrix_layout_of(const formats::Checkpoint& checkpoint);
 /// The axes under which a matrix (rows, columns) stands in a file of panels: panel, group of
 /// columns, row of the panel, column of the group.
 Shape panel_shape(DType dtype, const Shape& matrix);
+
+/// The same for a quantised matrix, whose file has bytes: panel, block, byte of the block.
+Shape quantized_shape(const kernels::Quantization& q, const Shape& matrix);
 
 /// The dtype that norms and biases had before they were widened to F32 for the runtime; nothing for
 /// other formats, and when they had several. Giving it back to them loses nothing.

@@ -13,7 +13,10 @@
 #include "formats/core/file.h"
 #include "reshard/executor.h"
 #include "reshard/model.h"
+#include "reshard/panel_collector.h"
 #include "reshard/panel_file.h"
+#include "reshard/panel_quantizer.h"
+#include "reshard/quantization.h"
 #include "reshard/rank_layout.h"
 #include "reshard/synth.h"
 
@@ -41,17 +44,45 @@ struct RankWeights::Block {
 
 namespace {
 
-/// Fills the tensors where they will stay.
+/// What memory holds of a planned matrix.
+PackedMatrix packed_matrix(const PlannedTensor& tensor) {
+  const Shape& shape = tensor.target.shape;
+  return {tensor.target.dtype, shape[0], shape[1], tensor.quantization};
+}
+
+/// Fills the tensors where they will stay; those that are quantised arrive in pieces.
 class MemorySink : public TensorSink {
  public:
-  explicit MemorySink(std::vector<std::byte*> targets) : targets_(std::move(targets)) {}
-  std::byte* memory(size_t tensor) override { return targets_[tensor]; }
+  MemorySink(const Plan& plan, std::vector<std::byte*> targets) : targets_(std::move(targets)) {
+    for (size_t i = 0; i < targets_.size(); ++i) {
+      const PlannedTensor& planned = plan.tensors[i];
+      quantized_.push_back(planned.quantization ? std::make_unique<Quantized>(plan, i) : nullptr);
+    }
+  }
+  std::byte* memory(size_t tensor) override {
+    return quantized_[tensor] ? nullptr : targets_[tensor];
+  }
   void write(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes) override {
-    std::memcpy(targets_[tensor] + offset_bytes, bytes.data(), bytes.size());
+    if (!quantized_[tensor]) {
+      std::memcpy(targets_[tensor] + offset_bytes, bytes.data(), bytes.size());
+      return;
+    }
+    auto& [collector, quantizer] = *quantized_[tensor];
+    collector.take(offset_bytes, bytes, [&](int64_t panel, std::span<const std::byte> rows, bool) {
+      const auto offset = static_cast<uint64_t>(panel) * collector.shape().panel_bytes();
+      quantizer.quantize(targets_[tensor] + offset, panel, rows);
+    });
   }
 
  private:
+  struct Quantized {
+    Quantized(const Plan& plan, size_t tensor)
+        : collector(packed_matrix(plan.tensors[tensor])), quantizer(plan, tensor) {}
+    PanelCollector collector;
+    PanelQuantizer quantizer;
+  };
   std::vector<std::byte*> targets_;
+  std::vector<std::unique_ptr<Quantized>> quantized_;
 };
 
 constexpr size_t kAlignment = kernels::kPanelAlignment;
@@ -62,6 +93,7 @@ size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kA
 size_t bytes_in_memory(const PlannedTensor& tensor) {
   const Shape& shape = tensor.target.shape;
   if (shape.size() < 2) return aligned(tensor.num_bytes());
+  if (tensor.quantization) return aligned(packed_matrix(tensor).num_bytes());
   const auto bytes = shape.size() == 2
                          ? kernels::matrix_panel_bytes(tensor.target.dtype, shape[0], shape[1])
                          : std::nullopt;
@@ -73,7 +105,7 @@ size_t bytes_in_memory(const PlannedTensor& tensor) {
 
 kernels::PanelMatrix RankWeights::Tensor::matrix() const {
   if (!is_matrix()) throw Error(ErrorCode::kInternal, "a weight that is no matrix");
-  return {data, dtype, shape[0], shape[1]};
+  return {data, dtype, shape[0], shape[1], quantization};
 }
 
 const RankWeights::Tensor* RankWeights::find(const std::string& name) const {
@@ -114,7 +146,7 @@ std::optional<InFile> find_in_file(const Model& model, const PlannedTensor& plan
   if (planned.ops.empty()) return std::nullopt;
   const formats::Checkpoint& checkpoint = model.checkpoint();
   const auto& stored = checkpoint.tensors[static_cast<size_t>(planned.ops.front().source)];
-  if (!is_identity(planned, stored) || stored.offset_bytes % kAlignment != 0) return std::nullopt;
+  if (!is_identity(planned, stored)) return std::nullopt;
   const auto* panels = dynamic_cast<const PanelFile*>(
       checkpoint.files[static_cast<size_t>(stored.file)].decoder.get());
   // Only files that were laid out for it: others may be written to while the model runs.
@@ -122,8 +154,10 @@ std::optional<InFile> find_in_file(const Model& model, const PlannedTensor& plan
   const bool is_matrix = planned.target.shape.size() == 2;
   const PackedMatrix* matrix = panels->find(stored.offset_bytes);
   if (is_matrix != (matrix != nullptr)) return std::nullopt;
-  return InFile{stored.file, stored.offset_bytes,
-                is_matrix ? matrix->num_bytes() : planned.num_bytes()};
+  if (is_matrix && matrix->quantization != planned.quantization) return std::nullopt;
+  const uint64_t offset = is_matrix ? matrix->file_offset : stored.offset_bytes;
+  if (offset % kAlignment != 0) return std::nullopt;
+  return InFile{stored.file, offset, is_matrix ? matrix->num_bytes() : planned.num_bytes()};
 }
 
 /// The page tables of what is mapped, made at once and by all threads: page by page while the first
@@ -179,7 +213,9 @@ struct RankWeights::Maps {
 };
 
 RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, const RankSlice& slice,
-                      std::optional<DType> matrix_dtype, ThreadPool& pool) {
+                      std::optional<DType> matrix_dtype, ThreadPool& pool,
+                      const std::optional<kernels::Quantization>& quantization) {
+  const kernels::Quantization chosen = choose_quantization(model, quantization);
   PlanOptions options;
   options.tp = slice.tensor_parallel_size;
   options.only_rank = slice.tp_rank;
@@ -189,6 +225,9 @@ RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, con
   options.target_name = "runtime";
   options.dtype = [&](const Shape& shape, DType source) {
     return rank_dtype(shape, source, matrix_dtype);
+  };
+  options.quantization = [&](std::string_view rule) {
+    return is_quantizable(rule) ? chosen : kernels::Quantization{};
   };
   Plan plan = make_plan(model, rules, options);
   const bool is_random = model.checkpoint().format == "canonical";
@@ -202,7 +241,8 @@ RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, con
       continue;
     }
     weights.tensors_[tensor.target.name] = {tensor.target.dtype, tensor.target.shape,
-                                            maps->take(model.checkpoint(), *place)};
+                                            maps->take(model.checkpoint(), *place),
+                                            tensor.quantization};
     weights.mapped_bytes_ += place->size_bytes;
   }
   plan.tensors = std::move(to_load);
@@ -216,11 +256,12 @@ RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, con
   size_t offset = 0;
   for (const PlannedTensor& tensor : plan.tensors) {
     std::byte* data = block->data + offset;
-    weights.tensors_[tensor.target.name] = {tensor.target.dtype, tensor.target.shape, data};
+    weights.tensors_[tensor.target.name] = {tensor.target.dtype, tensor.target.shape, data,
+                                            tensor.quantization};
     targets.push_back(data);
     offset += bytes_in_memory(tensor);
   }
-  MemorySink sink(targets);
+  MemorySink sink(plan, targets);
   ExecuteOptions execute_options;
   execute_options.jobs = pool.num_threads();
   // A run on infinite weights would print nonsense, not an error.
@@ -232,7 +273,7 @@ RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, con
   }
   for (size_t i = 0; i < targets.size(); ++i) {
     const formats::TargetTensor& target = plan.tensors[i].target;
-    if (target.shape.size() != 2) continue;
+    if (target.shape.size() != 2 || plan.tensors[i].quantization) continue;
     kernels::pack_panels_in_place(targets[i], target.dtype, target.shape[0], target.shape[1], pool);
   }
   weights.maps_ = std::move(maps);

@@ -36,6 +36,7 @@ class RankWeights {
     DType dtype = DType::F32;
     std::vector<int64_t> shape;
     const void* data = nullptr;
+    kernels::Quantization quantization = {};  ///< of a matrix whose panels are quantised
 
     bool is_matrix() const { return shape.size() == 2; }
     /// Throws kInternal when the shape has not two axes.
@@ -52,7 +53,8 @@ class RankWeights {
 
  private:
   friend RankWeights load_rank(const Model&, std::span<const TensorRule>, const RankSlice&,
-                               std::optional<DType>, ThreadPool&);
+                               std::optional<DType>, ThreadPool&,
+                               const std::optional<kernels::Quantization>&);
   struct Block;
   struct Maps;
   std::map<std::string, Tensor> tensors_;
@@ -64,9 +66,13 @@ class RankWeights {
 /// Loads every row of `rules` that the model has, as it stands for the rank. Matrices (two stored
 /// axes) are cast to `matrix_dtype`, or keep the checkpoint's dtype when nothing, and packed as
 /// panels where they stand; vectors become F32. What the file of an export holds just so is mapped,
-/// not read. A described model (describe_model) gets its random weights. Throws what planning and
-/// reading throw, and kInvalidInput when a finite value does not fit matrix_dtype.
+/// not read. The matrices that is_quantizable names are quantised on the way as `quantization` says
+/// (choose_quantization); the panels of a quantised export keep their integers and scales, whatever
+/// the slice. A described model (describe_model) gets its random weights. Throws what planning and
+/// reading throw, and kInvalidInput when a finite value does not fit matrix_dtype or a weight
+/// cannot be quantised.
 RankWeights load_rank(const Model& model, std::span<const TensorRule> rules, const RankSlice& slice,
-                      std::optional<DType> matrix_dtype, ThreadPool& pool);
+                      std::optional<DType> matrix_dtype, ThreadPool& pool,
+                      const std::optional<kernels::Quantization>& quantization = {});
 
 }  // namespace llmctl::reshard

@@ -12,12 +12,13 @@
 #include "formats/file_decoder.h"
 #include "formats/json.h"
 #include "formats/registry.h"
-#include "kernels/panels.h"
+#include "kernels/quantized.h"
 #include "reshard/box.h"
 #include "reshard/export.h"
 #include "reshard/faster_transformer.h"
 #include "reshard/megatron.h"
 #include "reshard/panel_file.h"
+#include "reshard/quantization.h"
 #include "reshard/rank_layout.h"
 
 namespace llmctl::reshard {
@@ -193,6 +194,7 @@ class ModelBuilder {
     if (checkpoint.format == "export") {
       model_.config_ = read_export_config(checkpoint);
       is_packed_ = matrix_layout_of(checkpoint) == formats::MatrixLayout::kPanels16;
+      quantization_ = quantization_of(checkpoint).value_or(kernels::Quantization{});
       export_rules_ = rank_layout(model_.config_, true, true);
       rules_ = export_rules_;
       model_.family_ = find_family_by_name(model_.config_.family);
@@ -343,14 +345,43 @@ class ModelBuilder {
     bind.rank = tensor.tp_rank;
     const Shape shape = bind_layout(rule.layout, *model_.sizes_, bind).shape;
     if (shape.size() != 2) return;
+    if (quantization_ && is_quantizable(rule.rule->name)) return unpack_quantized(tensor, shape);
     if (!kernels::has_panels(tensor.dtype) || tensor.shape != panel_shape(tensor.dtype, shape)) {
       throw_invalid(where_ + ": " + stored_name(tensor),
                     "panels of a matrix " + shape_text(shape) + " expected, the file has " +
                         std::string(dtype_name(tensor.dtype)) + " " + shape_text(tensor.shape),
                     "config and weights must be of the same model");
     }
-    packed_[tensor.file][tensor.offset_bytes] = {tensor.dtype, shape[0], shape[1]};
+    packed_[tensor.file][tensor.offset_bytes] = {
+        tensor.dtype, shape[0], shape[1], {}, tensor.offset_bytes};
     tensor.shape = shape;
+  }
+
+  /// The values that the integers stand for, as F32, at a place behind the end of the file.
+  void unpack_quantized(StoredTensor& tensor, const Shape& shape) {
+    const bool fits = kernels::can_quantize(quantization_, shape[1]);
+    const Shape expected = fits ? quantized_shape(quantization_, shape) : Shape{};
+    if (!fits || tensor.dtype != DType::U8 || tensor.shape != expected) {
+      throw_invalid(where_ + ": " + stored_name(tensor),
+                    quantization_text(quantization_) + " of a matrix " + shape_text(shape) +
+                        " expected, the file has " + std::string(dtype_name(tensor.dtype)) + " " +
+                        shape_text(tensor.shape),
+                    "config and weights must be of the same model");
+    }
+    const formats::CheckpointFile& file =
+        model_.checkpoint_.files[static_cast<size_t>(tensor.file)];
+    constexpr uint64_t kAlignment = 4096;
+    uint64_t& end =
+        rows_end_
+            .try_emplace(tensor.file, file.decoder ? file.decoder->size_bytes() : file.size_bytes)
+            .first->second;
+    const uint64_t start = (end + kAlignment - 1) / kAlignment * kAlignment;
+    packed_[tensor.file][start] = {DType::F32, shape[0], shape[1], quantization_,
+                                   tensor.offset_bytes};
+    tensor.dtype = DType::F32;
+    tensor.shape = shape;
+    tensor.offset_bytes = start;
+    end = start + tensor.num_bytes();
   }
 
   void add_pieces(int index, const StoredTensor& tensor, const Rule& rule, int64_t layer) {
@@ -557,8 +588,10 @@ class ModelBuilder {
 
   Model model_;
   bool is_packed_ = false;                                  // matrices are stored as panels
+  kernels::Quantization quantization_;                      // of the matrices
   std::map<int, std::map<uint64_t, PackedMatrix>> packed_;  // by file, then offset
-  bool has_every_rank_ = false;  // replicated tensors are stored once per rank
+  std::map<int, uint64_t> rows_end_;  // by file, behind the rows of quantised matrices
+  bool has_every_rank_ = false;       // replicated tensors are stored once per rank
   std::string where_;
   std::vector<TensorRule> ft_rules_, export_rules_;
   std::unique_ptr<MegatronRules> megatron_rules_;

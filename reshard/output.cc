@@ -181,7 +181,8 @@ class OutputWriter {
       TransferCheck* both_sides = check ? &*check : nullptr;
       if (group_ != nullptr) unite(sink, both_sides, outcome);
       if (!leads()) return summary;
-      complete(sink, both_sides);
+      if (panels) summary.quantization_errors = panels->quantization_errors();
+      complete(sink, both_sides, summary.quantization_errors);
       for (const auto& [tensor, count] : outcome.overflows) {
         summary.overflows.emplace_back(job_.plan->tensors[tensor].target.name, count);
       }
@@ -211,18 +212,24 @@ class OutputWriter {
     options.jobs = job_.jobs;
     options.progress = progress;
     job_.fill(sink, options);
-    complete(sink, nullptr);
+    complete(sink, nullptr, {});
     return summary;
   }
 
   /// All that comes after the tensors.
-  void complete(FileSink& sink, const TransferCheck* check) {
+  void complete(FileSink& sink, const TransferCheck* check,
+                const std::vector<QuantizationError>& errors) {
     copy_side_files();
     sink.finish();
     std::vector<CanonicalDigest> tensors;
     if (check != nullptr) tensors = check->finish();
     std::vector<ManifestFile> files = list_files(sink);
+    if (!errors.empty()) write_errors(errors, files);
     if (job_.compress) compress_files(files);
+    // The check has seen the weights; the manifest is to have what the integers stand for.
+    if (!errors.empty() && check != nullptr) {
+      tensors = digest_stored(open_model(folder_, job_.read_back), job_.jobs);
+    }
     if (job_.verify == Verify::kReadback) read_back(tensors, check->compared());
     if (job_.with_manifest) write_manifest_file(files, std::move(tensors));
   }
@@ -412,6 +419,21 @@ class OutputWriter {
     std::sort(files.begin(), files.end(),
               [](const ManifestFile& a, const ManifestFile& b) { return a.name < b.name; });
     return files;
+  }
+
+  void write_errors(const std::vector<QuantizationError>& errors,
+                    std::vector<ManifestFile>& files) {
+    const std::string text = quantization_report(errors);
+    const fs::path path = folder_ / kQuantizationReport;
+    std::error_code ec;
+    fs::remove(path, ec);  // what a killed run has left
+    File file = File::create(path);
+    file.write_at(std::as_bytes(std::span(text)), 0);
+    file.sync();
+    if (!job_.with_manifest) return;
+    files.push_back({kQuantizationReport, text.size(), digest_file(path).hex()});
+    std::sort(files.begin(), files.end(),
+              [](const ManifestFile& a, const ManifestFile& b) { return a.name < b.name; });
   }
 
   /// Every tensor begins a frame, so that a reader decompresses what it wants and little else.

@@ -15,6 +15,7 @@
 #include "kernels/convert.h"
 #include "reshard/executor.h"
 #include "reshard/manifest.h"
+#include "reshard/panel_quantizer.h"
 #include "reshard/plan.h"
 
 namespace llmctl::reshard {
@@ -64,6 +65,7 @@ struct OutputSummary {
   size_t num_tensors = 0, num_files = 0;
   std::vector<std::pair<std::string, uint64_t>> overflows;  ///< tensor and count
   std::vector<std::string> notes;                           ///< for the user, one line each
+  std::vector<QuantizationError> quantization_errors;       ///< of quantised tensors, in order
 };
 
 /// Throws kEnvironment for what would fail for certain: disk space, permission, memory.

@@ -12,9 +12,6 @@ namespace {
 
 using kernels::kPanelRows;
 
-/// Bytes that are packed at a time.
-constexpr uint64_t kPackBytes = uint64_t{1} << 20;
-
 /// Memory for packed panels, at the place within a page that a direct write wants.
 std::byte* scratch(uint64_t bytes, size_t phase) {
   static thread_local AlignedBuffer buffer;
@@ -28,22 +25,20 @@ std::byte* scratch(uint64_t bytes, size_t phase) {
 }  // namespace
 
 struct PanelSink::Matrix {
-  PackedMatrix shape;
-  struct Fragment {
-    uint64_t filled = 0;
-    std::vector<std::byte> rows;
-  };
-  std::mutex mutex;                       // guards fragments
-  std::map<int64_t, Fragment> fragments;  // by panel
+  explicit Matrix(const PackedMatrix& shape) : collector(shape) {}
+  PanelCollector collector;
+  std::unique_ptr<PanelQuantizer> quantizer;  // null: as it is
 };
 
 PanelSink::PanelSink(FileSink& files, const Plan& plan)
     : files_(files), matrices_(plan.tensors.size()) {
   for (size_t i = 0; i < matrices_.size(); ++i) {
-    const formats::TargetTensor& target = plan.tensors[i].target;
+    const PlannedTensor& planned = plan.tensors[i];
+    const formats::TargetTensor& target = planned.target;
     if (target.shape.size() != 2) continue;
-    matrices_[i] = std::make_unique<Matrix>();
-    matrices_[i]->shape = {target.dtype, target.shape[0], target.shape[1]};
+    matrices_[i] = std::make_unique<Matrix>(
+        PackedMatrix{target.dtype, target.shape[0], target.shape[1], planned.quantization});
+    if (planned.quantization) matrices_[i]->quantizer = std::make_unique<PanelQuantizer>(plan, i);
   }
 }
 
@@ -72,52 +67,27 @@ void PanelSink::adopt(size_t tensor, uint64_t offset_bytes, std::span<const std:
 void PanelSink::take(size_t tensor, uint64_t offset_bytes, std::span<const std::byte> bytes,
                      bool adopted) {
   Matrix& matrix = *matrices_[tensor];
-  const uint64_t panel_rows_bytes = matrix.shape.row_bytes() * kPanelRows;
-  if (panel_rows_bytes == 0) return;
-  const auto step =
-      static_cast<int64_t>(std::max<uint64_t>(1, kPackBytes / matrix.shape.panel_bytes()));
-  while (!bytes.empty()) {
-    const auto panel = static_cast<int64_t>(offset_bytes / panel_rows_bytes);
-    const uint64_t inside = offset_bytes % panel_rows_bytes;
-    const uint64_t size =
-        static_cast<uint64_t>(matrix.shape.rows_of(panel)) * matrix.shape.row_bytes();
-    uint64_t done = std::min<uint64_t>(bytes.size(), size - inside);
-    if (done == size) {
-      // Whole panels, as many as there are.
-      const int64_t count =
-          std::clamp<int64_t>(static_cast<int64_t>(bytes.size() / panel_rows_bytes), 1, step);
-      done = count > 1 ? static_cast<uint64_t>(count) * panel_rows_bytes : size;
-      put(tensor, matrix, panel, bytes.first(done), adopted);
-    } else {
-      std::vector<std::byte> whole;
-      {
-        const std::lock_guard lock(matrix.mutex);
-        Matrix::Fragment& fragment = matrix.fragments[panel];
-        fragment.rows.resize(size);
-        std::memcpy(fragment.rows.data() + inside, bytes.data(), done);
-        fragment.filled += done;
-        if (fragment.filled == size) {
-          whole = std::move(fragment.rows);
-          matrix.fragments.erase(panel);
-        }
-      }
-      // Even when an earlier run had all of it: that is known of its parts alone.
-      if (!whole.empty()) put(tensor, matrix, panel, whole, false);
-    }
-    offset_bytes += done;
-    bytes = bytes.subspan(done);
-  }
+  matrix.collector.take(offset_bytes, bytes,
+                        [&](int64_t panel, std::span<const std::byte> rows, bool at_once) {
+                          // What came in parts is written even when an earlier run had all of it:
+                          // that is known of its parts alone.
+                          put(tensor, matrix, panel, rows, adopted && at_once);
+                        });
 }
 
-void PanelSink::put(size_t tensor, const Matrix& matrix, int64_t panel,
-                    std::span<const std::byte> rows, bool adopted) {
-  const PackedMatrix& shape = matrix.shape;
+void PanelSink::put(size_t tensor, Matrix& matrix, int64_t panel, std::span<const std::byte> rows,
+                    bool adopted) {
+  const PackedMatrix& shape = matrix.collector.shape();
   const auto num_rows = static_cast<int64_t>(rows.size() / shape.row_bytes());
   const int64_t panels = (num_rows + kPanelRows - 1) / kPanelRows;
   const uint64_t size = static_cast<uint64_t>(panels) * shape.panel_bytes();
   const uint64_t offset = static_cast<uint64_t>(panel) * shape.panel_bytes();
   std::byte* packed = scratch(size, files_.phase(tensor, offset).value_or(0));
-  kernels::pack_panels(packed, rows.data(), shape.dtype, num_rows, shape.columns);
+  if (matrix.quantizer) {
+    matrix.quantizer->quantize(packed, panel, rows);
+  } else {
+    kernels::pack_panels(packed, rows.data(), shape.dtype, num_rows, shape.columns);
+  }
   if (adopted) {
     files_.adopt(tensor, offset, {packed, static_cast<size_t>(size)});
   } else {
@@ -127,26 +97,34 @@ void PanelSink::put(size_t tensor, const Matrix& matrix, int64_t panel,
 
 void PanelSink::write_fragments() {
   for (size_t tensor = 0; tensor < matrices_.size(); ++tensor) {
-    if (!matrices_[tensor]) continue;
-    Matrix& matrix = *matrices_[tensor];
-    const PackedMatrix& shape = matrix.shape;
-    // Held while writing: a panel that becomes whole must be written after its parts.
-    const std::lock_guard lock(matrix.mutex);
-    for (const auto& [panel, fragment] : matrix.fragments) {
+    // The next run reads rows back, which quantised panels do not give.
+    if (!matrices_[tensor] || matrices_[tensor]->quantizer) continue;
+    // A panel that becomes whole is written after its parts.
+    PanelCollector& collector = matrices_[tensor]->collector;
+    const PackedMatrix& shape = collector.shape();
+    collector.for_each_fragment([&](int64_t panel, std::span<const std::byte> rows) {
       std::byte* packed = scratch(shape.panel_bytes(), 0);
-      kernels::pack_panels(packed, fragment.rows.data(), shape.dtype, shape.rows_of(panel),
-                           shape.columns);
+      kernels::pack_panels(packed, rows.data(), shape.dtype, shape.rows_of(panel), shape.columns);
       files_.write_ahead(tensor, static_cast<uint64_t>(panel) * shape.panel_bytes(),
                          {packed, static_cast<size_t>(shape.panel_bytes())});
-    }
+    });
   }
 }
 
 void PanelSink::read_back(const File& file, uint64_t start, size_t tensor, uint64_t offset_bytes,
                           std::span<std::byte> out) const {
   if (!matrices_[tensor]) return file.read_at(out, start + offset_bytes);
-  read_rows(matrices_[tensor]->shape, offset_bytes, out,
+  if (matrices_[tensor]->quantizer) return std::fill(out.begin(), out.end(), std::byte{});
+  read_rows(matrices_[tensor]->collector.shape(), offset_bytes, out,
             [&](std::span<std::byte> bytes, uint64_t from) { file.read_at(bytes, start + from); });
+}
+
+std::vector<QuantizationError> PanelSink::quantization_errors() const {
+  std::vector<QuantizationError> errors;
+  for (const auto& matrix : matrices_) {
+    if (matrix && matrix->quantizer) errors.push_back(matrix->quantizer->error());
+  }
+  return errors;
 }
 
 }  // namespace llmctl::reshard

@@ -183,7 +183,10 @@ class Planner {
       planned.plus = term(parse_layout(row.rule->plus), layer, rank, planned);
     }
     if (row.rule->step == Step::kDivideByTp) planned.divide = static_cast<double>(options_.tp);
-    planned.target.dtype = options_.dtype(planned.target.shape, common_dtype(planned, row, layer));
+    const DType source = common_dtype(planned, row, layer);
+    planned.target.dtype = options_.dtype(planned.target.shape, source);
+    if (options_.quantization) planned.quantization = options_.quantization(row.rule->name);
+    if (planned.quantization) planned.target.dtype = quantized_from(source);
     for (const std::vector<CopyOp>* ops : {&planned.ops, &planned.plus}) {
       for (const CopyOp& op : *ops) check_cast(op, planned);
     }
@@ -199,6 +202,11 @@ class Planner {
     throw_usage(planned.target.name, "cannot cast " +
                                          std::string(dtype_name(stored(op.source).dtype)) + " to " +
                                          std::string(dtype_name(planned.target.dtype)));
+  }
+
+  /// Integers are made from the weights as they are stored.
+  static DType quantized_from(DType source) {
+    return source == DType::F16 || source == DType::BF16 ? source : DType::F32;
   }
 
   DType common_dtype(const PlannedTensor& planned, const Row& row, int64_t layer) const {

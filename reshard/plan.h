@@ -8,10 +8,12 @@
 #include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "formats/checkpoint.h"
 #include "kernels/copy_box.h"
+#include "kernels/quantization.h"
 #include "reshard/model.h"
 #include "reshard/product.h"
 #include "reshard/rule.h"
@@ -32,6 +34,8 @@ struct PlannedTensor {
   bool has_padding = false;           ///< some elements are written by no op: they are zeros
   double multiply = 1, divide = 1;    ///< applied to each term in the target's dtype
   std::optional<RowProduct> product;  ///< instead of ops: the tensor is that product
+  /// What the sink makes of the rows, whose dtype is then that of the source.
+  kernels::Quantization quantization = {};
   /// Where the model's tensors lie in it, for digests of what is written; Piece::tensor is the key.
   std::vector<Piece> pieces;
 
@@ -64,6 +68,8 @@ struct PlanOptions {
   /// The dtype of a target tensor, from its shape and the dtype its sources have in common (F32
   /// when they differ).
   std::function<DType(const Shape& shape, DType source)> dtype;
+  /// What becomes of a rule's tensor, by the rule's name; empty: nothing is quantised.
+  std::function<kernels::Quantization(std::string_view rule)> quantization;
   /// Whether a canonical tensor (not auxiliary) that no rule takes up is an error.
   bool must_use_all = true;
   /// Whether rules for `embed` and `head` take a model that has them only as products.

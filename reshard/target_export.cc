@@ -3,7 +3,9 @@
 
 #include "formats/core/error.h"
 #include "formats/export.h"
+#include "kernels/quantized.h"
 #include "reshard/export.h"
+#include "reshard/quantization.h"
 #include "reshard/rank_layout.h"
 #include "reshard/target.h"
 
@@ -40,7 +42,8 @@ std::vector<int64_t> stages(int64_t num_layers, int64_t pp) {
   return layers;
 }
 
-Plan plan_ranks(const Model& model, const ConvertOptions& options) {
+Plan plan_ranks(const Model& model, const ConvertOptions& options,
+                const kernels::Quantization& quantization) {
   const ModelConfig& config = model.config();
   Plan plan;
   plan.model = &model;
@@ -56,6 +59,9 @@ Plan plan_ranks(const Model& model, const ConvertOptions& options) {
     part_options.dtype = [&](const Shape& shape, DType source) {
       return rank_dtype(shape, source, options.dtype);
     };
+    part_options.quantization = [&](std::string_view rule) {
+      return is_quantizable(rule) ? quantization : kernels::Quantization{};
+    };
     Plan part =
         make_plan(model, rank_layout(config, stage == 0, stage + 1 == options.pp), part_options);
     for (PlannedTensor& tensor : part.tensors) {
@@ -70,22 +76,31 @@ Plan plan_ranks(const Model& model, const ConvertOptions& options) {
 }
 
 /// Two exports of equal id hold the same tensors in the same places.
-std::string export_id(const Model& model, const ConvertOptions& options) {
+std::string export_id(const Model& model, const ConvertOptions& options,
+                      const kernels::Quantization& quantization) {
   Json request = {source_fingerprint(model.checkpoint()), options.tp, options.pp,
                   options.dtype ? dtype_name(*options.dtype) : "",
                   formats::matrix_layout_name(options.matrix_layout)};
+  if (quantization) request.push_back(quantization_text(quantization));
   return text_fingerprint(request.dump());
 }
 
 std::string model_json(const Model& model, const ConvertOptions& options, const Target& target,
-                       const formats::ExportWriteOptions& write) {
+                       const formats::ExportWriteOptions& write,
+                       const kernels::Quantization& quantization) {
   const auto line = [](const char* key, const Json& value) {
     return "  " + Json(key).dump() + ": " + value.dump() + ",\n";
   };
   const DType matrices = options.dtype.value_or(main_dtype(model));
+  const Json quantized = {
+      {"method", "symmetric"},
+      {"bits", quantization.bits},
+      {"group_size", quantization.group_size},
+      {"scale_dtype", dtype_name(kernels::quantized_scale_dtype(quantization))}};
   const std::optional<DType> vectors = source_vector_dtype(model);
   std::string text = "{\n";
-  text += line("llmctl_export", formats::kExportVersion);
+  text += line("llmctl_export",
+               quantization ? formats::kQuantizedExportVersion : formats::kExportVersion);
   text += line("llmctl_version", llmctl_version());
   text += line("id", write.id);
   text += line("tensor_parallel_size", write.tp);
@@ -94,6 +109,7 @@ std::string model_json(const Model& model, const ConvertOptions& options, const 
   text += line("vector_dtype", vectors ? Json(dtype_name(*vectors)) : Json(nullptr));
   text += line("compression", write.compressed ? Json("zstd") : Json(nullptr));
   text += line("matrix_layout", formats::matrix_layout_name(write.layout));
+  if (quantization) text += line("quantization", quantized);
   text += "  \"config\": ";
   ModelConfig config = model.config();
   config.dtype = matrices;
@@ -123,7 +139,10 @@ void place_ranks(Target& target, std::shared_ptr<const formats::ExportWriteOptio
   std::vector<formats::TargetTensor> tensors;
   for (const PlannedTensor& tensor : target.plan.tensors) {
     formats::TargetTensor& stored = tensors.emplace_back(tensor.target);
-    if (write->layout == formats::MatrixLayout::kPanels16 && stored.shape.size() == 2) {
+    if (tensor.quantization) {
+      stored.shape = quantized_shape(tensor.quantization, stored.shape);
+      stored.dtype = DType::U8;
+    } else if (write->layout == formats::MatrixLayout::kPanels16 && stored.shape.size() == 2) {
       stored.shape = panel_shape(stored.dtype, stored.shape);
     }
   }
@@ -146,17 +165,21 @@ Target make_export_target(const Model& model, const ConvertOptions& options) {
     throw_usage(options.virtual_pp != 1 ? "--virtual-pp" : "--pipeline-blocks",
                 "an export has one even block of layers on each stage", "leave it out");
   }
+  const kernels::Quantization quantization = choose_quantization(model, options.quantization);
+  if (quantization && options.matrix_layout != formats::MatrixLayout::kPanels16) {
+    throw_usage("--matrix-layout", "quantised matrices are panels", "leave it out");
+  }
   Target target;
-  target.plan = plan_ranks(model, options);
+  target.plan = plan_ranks(model, options, quantization);
   auto write = std::make_shared<formats::ExportWriteOptions>();
   write->tp = static_cast<int>(options.tp);
   write->pp = static_cast<int>(options.pp);
-  write->id = export_id(model, options);
+  write->id = export_id(model, options, quantization);
   write->compressed = options.compress;
   write->layout = options.matrix_layout;
   place_ranks(target, write);
   target.files.push_back(
-      text_file(formats::kExportConfig, model_json(model, options, target, *write)));
+      text_file(formats::kExportConfig, model_json(model, options, target, *write, quantization)));
   target.side_files = model.checkpoint().side_files;
   target.geometry.tensor_parallel_size = options.tp;
   target.geometry.pipeline_parallel_size = options.pp;

@@ -7,6 +7,8 @@
 #include <random>
 
 #include "formats/core/cancel.h"
+#include "kernels/quantized.h"
+#include "reshard/quantization.h"
 #include "reshard/rank_layout.h"
 
 namespace llmctl::runtime {
@@ -67,11 +69,18 @@ Percentiles percentiles(std::vector<double> values) {
   return {at(0.5), at(0.9), at(0.99)};
 }
 
-uint64_t bytes_per_pass(const reshard::Model& model, std::optional<DType> dtype) {
+uint64_t bytes_per_pass(const reshard::Model& model, std::optional<DType> dtype,
+                        const kernels::Quantization& quantization) {
   uint64_t bytes = 0;
   for (const std::string& key : model.keys()) {
     if (is_looked_up(key, model.config())) continue;
     const Shape shape = reshard::canonical_shape(reshard::Model::canonical_of(key), model.sizes());
+    if (const int64_t columns = reshard::quantized_columns(key, model.config());
+        quantization && columns > 0) {
+      const auto rows = static_cast<uint64_t>(checked_num_elements(shape).value_or(0) / columns);
+      bytes += rows * kernels::quantized_panel_bytes(quantization, columns) / kernels::kPanelRows;
+      continue;
+    }
     const reshard::SourcePiece& piece = model.pieces(key).front();
     const DType stored = model.checkpoint().tensors[static_cast<size_t>(piece.tensor)].dtype;
     bytes += static_cast<uint64_t>(checked_num_elements(shape).value_or(0)) *

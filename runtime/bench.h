@@ -46,8 +46,9 @@ struct BenchRow {
 };
 
 /// Bytes of weights that one decoding pass reads: every matrix once, of a separate embedding only
-/// rows. `dtype`: EngineOptions::dtype.
-uint64_t bytes_per_pass(const reshard::Model& model, std::optional<DType> dtype);
+/// rows. `dtype`: EngineOptions::dtype; `quantization`: as choose_quantization gives it.
+uint64_t bytes_per_pass(const reshard::Model& model, std::optional<DType> dtype,
+                        const kernels::Quantization& quantization = {});
 /// Multiply-adds that one token takes, times two: attention is not counted.
 double flops_per_token(const reshard::Model& model);
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "formats/core/error.h"
+#include "kernels/quantized.h"
 #include "runtime/layout.h"
 
 namespace llmctl::runtime {
@@ -188,9 +189,10 @@ void Decoder::allocate(int64_t max_tokens) {
     window_ = floats(max_tokens, 2 * hidden);
     filter_ = floats(max_tokens, tp * local_filter_);
   }
-  packed_ = floats(1, kernels::linear_scratch_floats(
-                          std::max(max_tokens, kMaxLogitRows),
-                          std::max({2 * hidden, width, heads_wide, config_.intermediate_size})));
+  const int64_t most_tokens = std::max(max_tokens, kMaxLogitRows);
+  const int64_t widest_input = std::max({2 * hidden, width, heads_wide, config_.intermediate_size});
+  packed_ = floats(1, std::max(kernels::linear_scratch_floats(most_tokens, widest_input),
+                               kernels::quantized_scratch_floats(most_tokens, widest_input)));
   if (tp > 1) {
     const int64_t widest = std::max({local_heads_ * config_.head_dim, local_ffn_, local_hidden_,
                                      place_.is_first_stage() ? width : 0});
@@ -222,8 +224,17 @@ void Decoder::normalize(float* y, const float* x, const Norm& norm) {
 }
 
 void Decoder::multiply(float* y, const float* x, const Matrix& m, int64_t y_stride) {
-  kernels::linear(y, x, m, m.bias, num_tokens_, y_stride, activations_for(m), packed_.data(),
-                  pool_);
+  multiply_rows(y, x, m, num_tokens_, y_stride);
+}
+
+void Decoder::multiply_rows(float* y, const float* x, const Matrix& m, int64_t num_rows,
+                            int64_t y_stride) {
+  if (m.quantization) {
+    kernels::quantized_linear(y, x, m, m.bias, num_rows, y_stride, packed_.data(), pool_);
+  } else {
+    kernels::linear(y, x, m, m.bias, num_rows, y_stride, activations_for(m), packed_.data(),
+                    pool_);
+  }
 }
 
 void Decoder::gather_columns(float* y, const float* local, int64_t num_rows, int64_t local_columns,
@@ -249,7 +260,7 @@ void Decoder::gather_columns(float* y, const float* local, int64_t num_rows, int
 void Decoder::multiply_gathered(float* y, const float* x, const Matrix& m, int64_t num_rows,
                                 int64_t columns, const RankComm& comm) {
   float* local = place_.tp == 1 ? y : rows_.data();
-  kernels::linear(local, x, m, m.bias, num_rows, m.rows, activations_for(m), packed_.data(), pool_);
+  multiply_rows(local, x, m, num_rows, m.rows);
   if (place_.tp > 1) gather_columns(y, local, num_rows, m.rows, columns, comm);
 }
 

@@ -88,6 +88,8 @@ class Decoder final : public RankModel {
   }
   /// y = matrix x + bias of the step's tokens; rows of y are `y_stride` apart.
   void multiply(float* y, const float* x, const Matrix& matrix, int64_t y_stride);
+  void multiply_rows(float* y, const float* x, const Matrix& matrix, int64_t num_rows,
+                     int64_t y_stride);
   /// multiply, then the ranks' columns side by side: y is (num_tokens, columns).
   void multiply_gathered(float* y, const float* x, const Matrix& matrix, int64_t num_rows,
                          int64_t columns, const RankComm& comm);

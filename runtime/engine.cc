@@ -7,6 +7,7 @@
 #include "formats/core/error.h"
 #include "formats/core/thread_pool.h"
 #include "reshard/model.h"
+#include "reshard/quantization.h"
 #include "runtime/cuda/back_end.h"
 #include "runtime/decoder.h"
 #include "runtime/layout.h"
@@ -92,8 +93,8 @@ void Engine::Impl::load(int rank, const RankComm& comm, const reshard::Model& mo
   const auto i = static_cast<size_t>(rank);
   const RankPlace place = place_of_rank(config, options.tp, options.pp, rank);
   const reshard::RankSlice slice{options.tp, place.tp_rank, place.first_layer, place.end_layer};
-  auto weights =
-      reshard::load_rank(model, weight_layout(config, place), slice, options.dtype, *pools[i]);
+  auto weights = reshard::load_rank(model, weight_layout(config, place), slice, options.dtype,
+                                    *pools[i], options.quantization);
   uint64_t bytes = weights.total_bytes();
   models[i] = make_model(rank, place, std::move(weights));
   std::vector<uint64_t> all(static_cast<size_t>(ranks->world_size()));
@@ -142,6 +143,7 @@ Engine::Engine(const reshard::Model& model, const EngineOptions& options,
   self.options = options;
   if (options.rope_in_bf16) self.config.rope_in_bf16 = *options.rope_in_bf16;
   check_parallel_sizes(self.config, options.tp, options.pp);
+  reshard::choose_quantization(model, options.quantization);
   self.ranks = ranks ? std::move(ranks) : make_thread_ranks(options.tp, options.pp);
   const int world = self.ranks->world_size();
   if (world != options.tp * options.pp) {

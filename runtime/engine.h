@@ -21,6 +21,8 @@ namespace llmctl::runtime {
 struct EngineOptions {
   int tp = 1, pp = 1;
   std::optional<DType> dtype;  ///< of the matrices in memory (F32, F16, BF16); nothing: as stored
+  /// How the matrices that can be are quantised; nothing: as stored. Bits 0: they are not.
+  std::optional<kernels::Quantization> quantization;
   std::optional<bool> rope_in_bf16;  ///< how rotary angles are rounded; nothing: as the model says
   int threads = 0;                   ///< of all ranks together; 0: the cores this process may use
   int64_t page_size = 16;            ///< tokens to a page of the KV cache
