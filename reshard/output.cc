@@ -227,7 +227,10 @@ class OutputWriter {
     if (!errors.empty()) write_errors(errors, files);
     if (job_.compress) compress_files(files);
     // The check has seen the weights; the manifest is to have what the integers stand for.
-    if (!errors.empty() && check != nullptr) {
+    const auto& planned = job_.plan->tensors;
+    if (check != nullptr && std::any_of(planned.begin(), planned.end(), [](const auto& tensor) {
+          return static_cast<bool>(tensor.quantization);
+        })) {
       tensors = digest_stored(open_model(folder_, job_.read_back), job_.jobs);
     }
     if (job_.verify == Verify::kReadback) read_back(tensors, check->compared());

@@ -96,7 +96,8 @@ void PanelQuantizer::quantize(std::byte* panels, int64_t panel, std::span<const 
   }
 }
 
-QuantizationError PanelQuantizer::error() const {
+std::optional<QuantizationError> PanelQuantizer::error() const {
+  if (!scales_.empty()) return std::nullopt;
   QuantizationError error;
   error.name = tensor_.target.name;
   error.tp_rank = tensor_.target.tp_rank;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -38,8 +39,9 @@ class PanelQuantizer {
   /// Fills `panels` from the rows of panel `panel` and those after it, in the planned dtype. Throws
   /// kInvalidInput, naming tensor and place, for a weight that is not finite or does not fit.
   void quantize(std::byte* panels, int64_t panel, std::span<const std::byte> rows);
-  /// Of what was quantised so far; the same in any order of panels.
-  QuantizationError error() const;
+  /// Of what was quantised so far; the same in any order of panels. Nothing when the sources were
+  /// quantised so already and nothing was changed.
+  std::optional<QuantizationError> error() const;
 
  private:
   const Plan& plan_;

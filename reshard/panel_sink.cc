@@ -122,7 +122,8 @@ void PanelSink::read_back(const File& file, uint64_t start, size_t tensor, uint6
 std::vector<QuantizationError> PanelSink::quantization_errors() const {
   std::vector<QuantizationError> errors;
   for (const auto& matrix : matrices_) {
-    if (matrix && matrix->quantizer) errors.push_back(matrix->quantizer->error());
+    if (!matrix || !matrix->quantizer) continue;
+    if (const auto error = matrix->quantizer->error()) errors.push_back(*error);
   }
   return errors;
 }

@@ -39,7 +39,7 @@ class PanelSink : public TensorSink {
   void read_back(const File& file, uint64_t start, size_t tensor, uint64_t offset_bytes,
                  std::span<std::byte> out) const;
 
-  /// What was done to the tensors that are quantised, in the order of the plan.
+  /// What was done to the tensors that were quantised here, in the order of the plan.
   std::vector<QuantizationError> quantization_errors() const;
 
  private:

@@ -59,6 +59,8 @@ struct Engine::Impl {
   std::unique_ptr<RankModel> make_model(int rank, const RankPlace& place,
                                         reshard::RankWeights weights);
   void load(int rank, const RankComm& comm, const reshard::Model& model);
+  /// The GPU back end computes with plain matrices: what an export's integers stand for.
+  void leave_out_integers(const reshard::Model& model);
   /// Who is served by a job; members that a job does not need are missing.
   struct Client {
     const GenerateCallbacks* callbacks = nullptr;
@@ -70,6 +72,16 @@ struct Engine::Impl {
   void lead(const Job& job, const Client& client);
   void run_job(int rank, const RankComm& comm, const Job& job, const Client& client);
 };
+
+void Engine::Impl::leave_out_integers(const reshard::Model& model) {
+  if (options.quantization && *options.quantization) {
+    throw_usage("--quant", "on GPUs matrices are F32, F16 or BF16", "leave it out");
+  }
+  if (!reshard::quantization_of(model.checkpoint())) return;
+  options.quantization = kernels::Quantization{};
+  // The one that the model had; F32 is what the integers stand for.
+  if (!options.dtype) options.dtype = config.dtype;
+}
 
 cuda::ModelOptions Engine::Impl::cuda_options() const {
   return {options.dtype, options.kv_dtype, options.batch.chunk_tokens, options.page_size};
@@ -143,7 +155,11 @@ Engine::Engine(const reshard::Model& model, const EngineOptions& options,
   self.options = options;
   if (options.rope_in_bf16) self.config.rope_in_bf16 = *options.rope_in_bf16;
   check_parallel_sizes(self.config, options.tp, options.pp);
-  reshard::choose_quantization(model, options.quantization);
+  if (options.device == Device::kCuda) {
+    self.leave_out_integers(model);
+  } else {
+    reshard::choose_quantization(model, options.quantization);
+  }
   self.ranks = ranks ? std::move(ranks) : make_thread_ranks(options.tp, options.pp);
   const int world = self.ranks->world_size();
   if (world != options.tp * options.pp) {

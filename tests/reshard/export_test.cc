@@ -269,9 +269,9 @@ TEST_CASE("export: ranks that changed places or come from elsewhere are refused"
 
 TEST_CASE("export: another version or layout is refused by name") {
   const fs::path path = sample().copy("version");
-  edit(path / "model.json", "\"llmctl_export\": 1", "\"llmctl_export\": 2");
-  CHECK(contains(refusal_of(path), "an export of version 2, version 1 expected"));
-  edit(path / "model.json", "\"llmctl_export\": 2", "\"llmctl_export\": 1");
+  edit(path / "model.json", "\"llmctl_export\": 1", "\"llmctl_export\": 3");
+  CHECK(contains(refusal_of(path), "an export of version 3, version 1 or 2 expected"));
+  edit(path / "model.json", "\"llmctl_export\": 3", "\"llmctl_export\": 1");
   edit(path / "model.json", "\"matrix_layout\": \"", "\"matrix_layout\": \"z");
   CHECK(contains(refusal_of(path), "unknown matrix layout 'z"));
 }
