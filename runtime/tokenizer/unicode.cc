@@ -65,6 +65,24 @@ std::string order_long_mark_runs(std::string_view text) {
   return out;
 }
 
+/// Requires: no U+11A7.
+std::string map_unicode(std::string_view source, NormalForm form) {
+  const std::string text = order_long_mark_runs(source);
+  int options = UTF8PROC_STABLE;
+  options |=
+      form == NormalForm::kNfc || form == NormalForm::kNfkc ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE;
+  if (form == NormalForm::kNfkc || form == NormalForm::kNfkd) options |= UTF8PROC_COMPAT;
+  utf8proc_uint8_t* buffer = nullptr;
+  const utf8proc_ssize_t length = utf8proc_map(
+      reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+      static_cast<utf8proc_ssize_t>(text.size()), &buffer, static_cast<utf8proc_option_t>(options));
+  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(buffer, &std::free);
+  if (length < 0) {
+    throw Error(ErrorCode::kInternal, std::string("utf8proc: ") + utf8proc_errmsg(length));
+  }
+  return {reinterpret_cast<const char*>(buffer), static_cast<size_t>(length)};
+}
+
 }  // namespace
 
 Utf8Front classify_utf8(std::string_view bytes) {
@@ -206,20 +224,17 @@ void append_lowercase(char32_t c, std::string& text) {
 
 std::string normalize_unicode(std::string_view source, NormalForm form) {
   if (is_ascii(source)) return std::string(source);
-  const std::string text = order_long_mark_runs(source);
-  int options = UTF8PROC_STABLE;
-  options |=
-      form == NormalForm::kNfc || form == NormalForm::kNfkc ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE;
-  if (form == NormalForm::kNfkc || form == NormalForm::kNfkd) options |= UTF8PROC_COMPAT;
-  utf8proc_uint8_t* buffer = nullptr;
-  const utf8proc_ssize_t length = utf8proc_map(
-      reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-      static_cast<utf8proc_ssize_t>(text.size()), &buffer, static_cast<utf8proc_option_t>(options));
-  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(buffer, &std::free);
-  if (length < 0) {
-    throw Error(ErrorCode::kInternal, std::string("utf8proc: ") + utf8proc_errmsg(length));
+  // U+11A7 stands just before the trailing consonants of Hangul and composes with nothing; utf8proc
+  // takes it for one behind a syllable and loses it. It keeps what is around it apart.
+  constexpr std::string_view kNoConsonant = "\xE1\x86\xA7";
+  std::string out;
+  while (true) {
+    const size_t end = source.find(kNoConsonant);
+    out += map_unicode(source.substr(0, end), form);
+    if (end == std::string_view::npos) return out;
+    out += kNoConsonant;
+    source.remove_prefix(end + kNoConsonant.size());
   }
-  return {reinterpret_cast<const char*>(buffer), static_cast<size_t>(length)};
 }
 
 size_t character_before(std::string_view text, size_t end) {

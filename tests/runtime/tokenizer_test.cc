@@ -323,6 +323,18 @@ TEST_CASE("tokenizer: every prefix of a tokenizer.json is refused") {
   }
 }
 
+TEST_CASE("unicode: a character before the trailing consonants of Hangul is no consonant") {
+  const std::string syllable = "\xEA\xB0\x80", jamo = "\xE1\x84\x80\xE1\x85\xA1";
+  const std::string before = "\xE1\x86\xA7", first = "\xE1\x86\xA8", accent = "\xCC\x81";
+  CHECK(normalize_unicode(jamo + first, NormalForm::kNfc) == "\xEA\xB0\x81");
+  for (const NormalForm form : {NormalForm::kNfc, NormalForm::kNfkc}) {
+    CHECK(normalize_unicode(jamo + before, form) == syllable + before);
+    CHECK(normalize_unicode(before + jamo + before + first + "e" + accent, form) ==
+          before + syllable + before + first + "\xC3\xA9");
+  }
+  CHECK(normalize_unicode(syllable + before, NormalForm::kNfd) == jamo + before);
+}
+
 TEST_CASE("tokenizer: a cut or altered SentencePiece model is refused or harmless") {
   const std::string whole = read_file(test::golden("tokenizers/spm_bpe/tokenizer.model"));
   const test::TempDir directory;
