@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares llmctl's chat templates with transformers' Jinja on random conversations and random expressions.
 
-    chat_test.py [--tests build/dev/tests/llmctl_tests] [--seed N] [--count N] [--templates FOLDER]
+    chat_test.py [--tool build/dev/tests/llmctl_text_tool] [--seed N] [--count N] [--templates FOLDER]
 
 Every template of tests/golden/chat, and every *.jinja of FOLDER, renders COUNT random conversations; the snippets there and random expressions
 made of their parts render random values. Texts must be equal, and what one refuses the other must refuse.
@@ -13,10 +13,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
-
-# tests/runtime/chat_test.cc
-DUMP_CASE = "chat: renders for the interop script"
 
 ATOMS = ["1", "0", "-3", "2.5", "'a'", "''", "'a b'", "'\\n x '", "'é日'", "none", "true", "false", "x", "m", "m.role", "m['content']", "items", "items[0]", "items[-1]", "words", "words[1]",
          "table", "table.k", "table['z']", "[1, 'b']", "(2, 3)", "{'q': 1}", "messages", "messages | length", "words | first"]
@@ -72,7 +68,7 @@ def main():
     source = os.environ.get("LLMCTL_SOURCE_DIR", os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
     binary = os.environ.get("LLMCTL_BINARY", os.path.join(source, "build/dev/cli/llmctl"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tests", default=os.path.join(os.path.dirname(binary), "..", "tests", "llmctl_tests"), help="the llmctl_tests binary")
+    parser.add_argument("--tool", default=os.path.join(os.path.dirname(binary), "..", "tests", "llmctl_text_tool"), help="tests/interop/text_tool.cc, built")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
     parser.add_argument("--count", type=int, default=60, help="conversations for each template")
     parser.add_argument("--templates", help="a folder of further templates, *.jinja, such as published models have")
@@ -104,14 +100,9 @@ def main():
     for _ in range(arguments.count * 10):
         cases.append(("block", block(rng, 3), values))
 
-    with tempfile.TemporaryDirectory() as work:
-        into, out = os.path.join(work, "in.json"), os.path.join(work, "out.json")
-        with open(into, "w", encoding="utf-8") as f:
-            json.dump([{"template": t, "variables": v} for _, t, v in cases], f)
-        subprocess.run([arguments.tests, f"-tc={DUMP_CASE}", "--no-skip"], check=True, stdout=subprocess.DEVNULL,
-                       env=dict(os.environ, LLMCTL_CHAT_INPUT=into, LLMCTL_CHAT_OUTPUT=out))
-        with open(out, encoding="utf-8") as f:
-            ours = json.load(f)
+    done = subprocess.run([arguments.tool, "chat"], input=json.dumps([{"template": t, "variables": v} for _, t, v in cases]).encode(),
+                          check=True, stdout=subprocess.PIPE)
+    ours = json.loads(done.stdout)
 
     wrong, refused, counts = [], [], {}
     for (name, template, variables), text in zip(cases, ours):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares llmctl's tokenizers with the Python libraries on a whole corpus and on random Unicode.
 
-    tokenizers_test.py [--tests build/dev/tests/llmctl_tests] [--data ../shared/data] [--only NAME] [--seed N]
+    tokenizers_test.py [--tool build/dev/tests/llmctl_text_tool] [--data ../shared/data] [--only NAME] [--seed N]
 
 For every tokenizer folder under DATA/tokenizers (and the SentencePiece models under DATA/models) all
 lines of wikitext-2/test.txt, a long stretch of it as one text, and 2,000 random strings are encoded and
@@ -20,9 +20,6 @@ import subprocess
 import sys
 import tempfile
 import unicodedata
-
-# tests/runtime/tokenizer_dump_test.cc
-DUMP_CASE = "tokenizer: dumps ids for the interop script"
 
 # Characters that tokenizers stumble over, beside those drawn from whole blocks.
 NASTY = [" ", "  ", "   ", "\t", "\n", "\n\n", "\r\n", "\u00a0", "\u2003", "\u3000", "\u180e", "\u200b", "\u200d", "\ufeff",
@@ -208,16 +205,9 @@ class ChatGlmOracle(SentencePieceOracle):
         return plain
 
 
-def llmctl(tests, directory, texts, work):
-    source, target = os.path.join(work, "in.json"), os.path.join(work, "out.json")
-    with open(source, "w", encoding="utf-8") as f:
-        json.dump(texts, f)
-    environment = dict(os.environ, LLMCTL_TOKENIZER_DIRECTORY=directory, LLMCTL_TOKENIZER_INPUT=source,
-                       LLMCTL_TOKENIZER_OUTPUT=target)
-    subprocess.run([tests, f"-tc={DUMP_CASE}", "--no-skip"], env=environment, check=True,
-                   stdout=subprocess.DEVNULL)
-    with open(target, encoding="utf-8") as f:
-        return [(case["ids"], case["text"]) for case in json.load(f)]
+def llmctl(tool, directory, texts):
+    done = subprocess.run([tool, "tokens", directory], input=json.dumps(texts).encode(), check=True, stdout=subprocess.PIPE)
+    return [(case["ids"], case["text"]) for case in json.loads(done.stdout)]
 
 
 def compare(name, ours, oracle, texts):
@@ -234,8 +224,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = os.environ.get("LLMCTL_SOURCE_DIR", os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
     binary = os.environ.get("LLMCTL_BINARY", os.path.join(source, "build/dev/cli/llmctl"))
-    parser.add_argument("--tests", default=os.path.join(os.path.dirname(binary), "..", "tests", "llmctl_tests"),
-                        help="the llmctl_tests binary")
+    parser.add_argument("--tool", default=os.path.join(os.path.dirname(binary), "..", "tests", "llmctl_text_tool"),
+                        help="tests/interop/text_tool.cc, built")
     parser.add_argument("--data", default=os.environ.get("LLMCTL_TEST_DATA", os.path.join(source, "..", "shared", "data")),
                         help="the test data folder")
     parser.add_argument("--only", help="one tokenizer by name")
@@ -274,7 +264,7 @@ def main():
             rng = random.Random(arguments.seed)
             soups = [[rng.randrange(library.size()) for _ in range(rng.randrange(1, 30))] for _ in range(500)]
             expected = library.run(texts) + [(ids, library.decode(ids)) for ids in soups]
-            ok = compare(name, llmctl(arguments.tests, directory, texts + soups, work), expected, texts + soups) and ok
+            ok = compare(name, llmctl(arguments.tool, directory, texts + soups), expected, texts + soups) and ok
 
         for name, file in cases:
             path = os.path.join(tokenizers_root, file)

@@ -3,7 +3,6 @@
 
 #include <doctest/doctest.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -267,19 +266,4 @@ TEST_CASE("chat: a SentencePiece model finds the special tokens that a template 
 }
 
 // Not a test of its own: the door through which tests/interop/chat_test.py renders at random.
-TEST_CASE("chat: renders for the interop script" * doctest::skip()) {
-  const char* input = std::getenv("LLMCTL_CHAT_INPUT");
-  const char* output = std::getenv("LLMCTL_CHAT_OUTPUT");
-  REQUIRE(input != nullptr);
-  REQUIRE(output != nullptr);
-  std::ifstream in(input);
-  Json out = Json::array();
-  for (const Json& item : Json::parse(in)) {
-    const std::string text =
-        rendered(item.at("template").get<std::string>(), dict_of(item.at("variables")));
-    out.push_back(text);
-  }
-  std::ofstream(output) << out;
-}
-
 }  // namespace llmctl::runtime::chat
