@@ -75,7 +75,7 @@ struct Engine::Impl {
 
 void Engine::Impl::leave_out_integers(const reshard::Model& model) {
   if (options.quantization && *options.quantization) {
-    throw_usage("--quant", "on GPUs matrices are F32, F16 or BF16", "leave it out");
+    throw_usage("--quant", "on GPUs matrices are F16 or BF16", "leave it out");
   }
   if (!reshard::quantization_of(model.checkpoint())) return;
   options.quantization = kernels::Quantization{};
