@@ -14,7 +14,11 @@ void add_activation_dtype(CLI::App& verb, std::string& target) {
              "Round what enters products with BF16 matrices to this dtype [fp32]");
 }
 
-kernels::Activations find_activations(const std::string& name, DType held) {
+kernels::Activations find_activations(const std::string& name, DType held, runtime::Device device) {
+  if (!name.empty() && device == runtime::Device::kCuda) {
+    throw_usage("--activation-dtype", "on GPUs activations are of the matrices' dtype",
+                "leave it out");
+  }
   if (name != "bf16") return kernels::Activations::kF32;
   if (held != DType::BF16) {
     throw_usage("--activation-dtype bf16",

@@ -6,6 +6,7 @@
 
 #include "formats/core/dtype.h"
 #include "kernels/linear.h"
+#include "runtime/device.h"
 
 namespace llmctl::cli {
 
@@ -13,6 +14,6 @@ void add_activation_dtype(CLI::App& verb, std::string& target);
 
 /// What the flag says of products with matrices of dtype `held`; F32 for an empty one. Throws
 /// kUsage where it cannot be had.
-kernels::Activations find_activations(const std::string& name, DType held);
+kernels::Activations find_activations(const std::string& name, DType held, runtime::Device device);
 
 }  // namespace llmctl::cli

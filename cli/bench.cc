@@ -100,7 +100,7 @@ BenchReport measure(const BenchFlags& flags, const std::vector<runtime::BenchCas
   if (!flags.dtype.empty()) options.dtype = find_dtype(flags.dtype);
   if (!flags.kv_dtype.empty()) options.kv_dtype = find_dtype(flags.kv_dtype).value();
   const DType held = options.dtype.value_or(reshard::main_dtype(model));
-  options.activations = find_activations(flags.activation_dtype, held);
+  options.activations = find_activations(flags.activation_dtype, held, options.device);
   options.quantization = reshard::choose_quantization(model, flags.quantization.resolve());
   for (const runtime::BenchCase& what : cases) {
     runtime::GenerateRequest request;

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <exception>
 #include <filesystem>
@@ -25,17 +26,27 @@ void print_line(const std::string& line) {
                printable(line, 4000) + "\n");
 }
 
-/// A destructor that runs out of memory ends the process (those of JSON documents take some). That
-/// is no reason for a core dump: the line and the code are those of any shortage.
+std::atomic<bool> has_lacked_memory{false};
+
+void on_memory_shortage() {
+  has_lacked_memory.store(true);
+  throw std::bad_alloc();
+}
+
+/// What may not throw and runs out of memory ends the process: destructors of JSON documents, the
+/// library's iterator over a directory, which leaves no exception to look at. That is no reason for
+/// a core dump: the line and the code are those of any shortage.
 [[noreturn]] void on_terminate() {
-  const std::exception_ptr error = std::current_exception();
-  if (!error) std::abort();
+  std::exception_ptr error = std::current_exception();
+  if (!error && !has_lacked_memory.load()) std::abort();
+  if (!error) error = std::make_exception_ptr(std::bad_alloc());
   ::_exit(exit_status(report(error)));
 }
 
 }  // namespace
 
 void prepare_process() {
+  std::set_new_handler(on_memory_shortage);
   std::set_terminate(on_terminate);
   for (int descriptor = STDIN_FILENO; descriptor <= STDERR_FILENO; ++descriptor) {
     // open() takes the lowest free number, which is `descriptor` when that one is closed.

@@ -178,7 +178,8 @@ ExitCode run_run(const RunOptions& options, runtime::ProcessLink* link) {
     if (leads) print_note(note);
   }
   engine_options.activations = find_activations(
-      options.activation_dtype, engine_options.dtype.value_or(reshard::main_dtype(model)));
+      options.activation_dtype, engine_options.dtype.value_or(reshard::main_dtype(model)),
+      engine_options.device);
   if (!options.rope_precision.empty()) {
     if (model.config().position != PositionKind::kRotary) {
       throw_usage("--rope-precision", "this model has no rotary positions", "leave it out");

@@ -617,6 +617,7 @@ class Parser {
       fail_unsupported("the test '" + printable(current().text, 40) + "'");
     }
     ExprPtr test = make_with(Expr::Kind::kTest, start, expect_name(), std::move(node));
+    if (is_operator(".")) fail_unsupported("a test whose name has a point");
     const Token::Kind kind = current().kind;
     if (is_operator("(")) {
       parse_arguments(*test);
