@@ -86,7 +86,8 @@ void report_errors(const std::vector<reshard::QuantizationError>& errors, bool v
 ExitCode run_export(const ExportFlags& flags) {
   reshard::Conversion conversion(resolve(flags));
   reshard::ConvertSummary summary;
-  const ExitCode code = carry_out(conversion, flags.write, flags.on_overflow, nullptr, true, &summary);
+  const ExitCode code =
+      carry_out(conversion, flags.write, flags.on_overflow, nullptr, true, &summary);
   report_errors(summary.quantization_errors, flags.verbose);
   return code;
 }

@@ -15,8 +15,8 @@ Isa active_isa();
 std::span<const Isa> available_isas();
 std::string_view isa_name(Isa isa);
 
-/// Whether this machine multiplies pairs of BF16 in one instruction that is worth it: AVX512_BF16 at
-/// the rate of an FMA (Zen 4 and 5). Intel's runs at half that rate, where two FMA are as fast.
+/// Whether this machine multiplies pairs of BF16 in one instruction that is worth it: AVX512_BF16
+/// at the rate of an FMA (Zen 4 and 5). Intel's runs at half that rate, where two FMA are as fast.
 bool has_bf16_products();
 
 }  // namespace llmctl::kernels

@@ -62,8 +62,7 @@ class Binder {
 
  private:
   [[noreturn]] void refuse_tp(const std::string& what, const std::vector<int64_t>& work) const {
-    throw_usage("--tp " + std::to_string(options_.tp), what,
-                "use " + list_sizes(work));
+    throw_usage("--tp " + std::to_string(options_.tp), what, "use " + list_sizes(work));
   }
 
   std::vector<int64_t> head_splits() const {

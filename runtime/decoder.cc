@@ -232,8 +232,7 @@ void Decoder::multiply_rows(float* y, const float* x, const Matrix& m, int64_t n
   if (m.quantization) {
     kernels::quantized_linear(y, x, m, m.bias, num_rows, y_stride, packed_.data(), pool_);
   } else {
-    kernels::linear(y, x, m, m.bias, num_rows, y_stride, activations_for(m), packed_.data(),
-                    pool_);
+    kernels::linear(y, x, m, m.bias, num_rows, y_stride, activations_for(m), packed_.data(), pool_);
   }
 }
 
